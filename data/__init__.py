@@ -1,0 +1,1 @@
+"""Records, readers, tokenisation, packing, run directories and the built-in pocket-assistant data set."""

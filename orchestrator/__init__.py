@@ -1,0 +1,1 @@
+"""The central trainer: stages, pipeline, rollout pool, rewards, advantages, checkpoints, tracking, evaluation."""

@@ -1,0 +1,263 @@
+"""Settings of the stages: one class a stage, named by its `stage:` key."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from quadriga.actors.settings import ClusterSettings
+from quadriga.data.settings import DataSettings, Settings
+
+
+class ModelSettings(Settings):
+    """A model to start from: a Hugging Face folder, or a shape with fresh weights."""
+
+    path: str | None = None
+    """Folder with config.json and safetensors weights."""
+    shape: dict[str, Any] | None = None
+    """Hugging Face config fields (`model_type`, `hidden_size`, ...) of a model with fresh weights."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelSettings":
+        if (self.path is None) == (self.shape is None):
+            raise ValueError("give exactly one of `path` and `shape`")
+        return self
+
+
+class OptimizerSettings(Settings):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(1e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """The schedule ends at this share of `lr`. Has no effect with `constant`."""
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class CheckpointSettings(Settings):
+    """When a stage saves what it needs to go on."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """null: only at the end and on Ctrl-C or SIGTERM."""
+    keep: int = Field(1, ge=1)
+    """Newest checkpoints kept."""
+
+
+class TrackingSettings(Settings):
+    """metrics.jsonl is always written; W&B beside it."""
+
+    wandb: bool = True
+    """Without WANDB_API_KEY in the environment the run is written offline, to sync later."""
+    project: str = "quadriga"
+    group: str | None = None
+    """W&B group; a pipeline puts all of its stages into one."""
+    samples: int = Field(8, ge=0)
+    """Answers a step written to samples/ and to the W&B table."""
+
+
+class SamplingSettings(Settings):
+    """How answers are drawn."""
+
+    max_tokens: int = Field(64, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    """0 is greedy (evaluation only). Trainer log-probs are divided by the same temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    """0: off."""
+
+
+class StageBase(Settings):
+    """Keys that every stage has."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    run_dir: str | None = None
+    """Where everything the run writes goes; null: runs/<name>."""
+    seed: int = 0
+    total_steps: int = Field(100, ge=1)
+    """Optimizer steps (PPO: rounds of generate and update)."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+
+class TrainStage(StageBase):
+    """Keys of the supervised stages."""
+
+    model: ModelSettings
+    data: DataSettings
+    batch_size: int = Field(32, ge=1)
+    """Sequences an optimizer step (reward: prompts with all their answers; pre-training: packed rows)."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    heldout_every: int | None = Field(None, ge=1)
+    """Steps between measurements on held-out rows; null: only at the end."""
+
+
+class TokenizerSettings(Settings):
+    """The tokenizer that pre-training makes: byte-level BPE."""
+
+    path: str | None = None
+    """An existing tokenizer folder; null trains one on the training rows."""
+    vocab_size: int = Field(1024, ge=300)
+
+
+class PretrainStage(TrainStage):
+    """Next-token prediction on packed documents."""
+
+    stage: Literal["pretrain"]
+    tokenizer: TokenizerSettings = TokenizerSettings()
+
+
+class SftStage(TrainStage):
+    """Fine-tuning on demonstrations: loss on the assistant's tokens only, end token included."""
+
+    stage: Literal["sft"]
+    stop_when_heldout_rises: bool = False
+    """End when held-out loss has not improved for two measurements, and keep the best weights' step in the log."""
+
+
+class RewardStage(TrainStage):
+    """A reward model from ranked answers: all pairs of a prompt in one batch element."""
+
+    stage: Literal["reward"]
+    demonstrations: DataSettings | None = None
+    """Demonstrations that shall score 0 on average: the shift is saved with the model. null: the mean over training answers."""
+
+
+class AnswerFunction(Settings):
+    """A Python function that judges answers, run in subprocesses that can be killed."""
+
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    """`module:function`, called with a list of {"prompt", "messages", "response", "meta"}; returns one result each."""
+    timeout: float = Field(10.0, gt=0)
+    """Seconds for one call (a chunk of answers)."""
+    processes: int = Field(1, ge=1)
+    max_error_rate: float = Field(0.1, ge=0, le=1)
+    """More failed answers than this share of a batch stop the run. A failed answer is dropped, never scored 0."""
+
+
+class RewardSource(Settings):
+    """What PPO maximises: a reward model or a Python function."""
+
+    path: str | None = None
+    """Reward model folder (sequence classification, one label)."""
+    function: AnswerFunction | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "RewardSource":
+        if (self.path is None) == (self.function is None):
+            raise ValueError("give exactly one of `path` and `function`")
+        return self
+
+
+class AdaptiveKL(Settings):
+    """Ziegler et al. 2019, section 2.2: the coefficient follows a target KL."""
+
+    target: float = Field(6.0, gt=0)
+    horizon: int = Field(10000, gt=0)
+
+
+class KLSettings(Settings):
+    """The per-token KL penalty that is part of the reward."""
+
+    coefficient: float = Field(0.05, ge=0)
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    adaptive: AdaptiveKL | None = None
+
+
+class AlgorithmSettings(Settings):
+    """PPO's own numbers."""
+
+    estimator: Literal["gae"] = "gae"
+    gamma: float = Field(1.0, gt=0, le=1)
+    lam: float = Field(0.95, ge=0, le=1)
+    clip: float = Field(0.2, gt=0)
+    value_clip: float | None = Field(0.2, gt=0)
+    kl: KLSettings = KLSettings()
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    """Subtracted from the score of an answer that did not end."""
+    reward_clip: float | None = Field(10.0, gt=0)
+    whiten_rewards: bool = False
+    whiten_advantages: bool = True
+    epochs: int = Field(1, ge=1)
+    """Passes over a batch."""
+    minibatch_size: int = Field(64, ge=1)
+    """Samples an optimizer step."""
+
+
+class PpoStage(StageBase):
+    """PPO against a reward."""
+
+    stage: Literal["ppo"]
+    policy: ModelSettings
+    reference: ModelSettings | None = None
+    """null: the policy's starting weights."""
+    critic: ModelSettings | None = None
+    """null: started from the reward model (needs `reward.path`)."""
+    reward: RewardSource
+    prompts: DataSettings
+    prompts_per_step: int = Field(64, ge=1)
+    samples_per_prompt: int = Field(1, ge=1)
+    sampling: SamplingSettings = SamplingSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    optimizer: OptimizerSettings = OptimizerSettings(lr=1e-6, schedule="constant")
+    critic_optimizer: OptimizerSettings = OptimizerSettings(lr=9e-6, schedule="constant")
+    gold: AnswerFunction | None = None
+    """A second judge that training never sees, logged beside the reward."""
+
+
+class RankStage(StageBase):
+    """Sample several answers a prompt from the current policy and have them ranked."""
+
+    stage: Literal["rank"]
+    policy: ModelSettings
+    prompts: DataSettings
+    answers_per_prompt: tuple[int, int] = (4, 9)
+    """Smallest and largest number of answers, drawn a prompt."""
+    sampling: SamplingSettings = SamplingSettings()
+    annotator: AnswerFunction
+    """Gives every answer a number; answers closer than `tie_margin` are tied."""
+    tie_margin: float = Field(1e-6, ge=0)
+    earlier_rankings: list[str] = []
+    """Ranking files of earlier rounds, mixed in."""
+
+
+class EvaluationSettings(Settings):
+    """How a pipeline measures its stages against each other."""
+
+    prompts: DataSettings
+    gold: AnswerFunction
+    sampling: SamplingSettings = SamplingSettings()
+    rows: int = Field(300, ge=1)
+
+
+class StageEntry(Settings):
+    """One stage of a pipeline."""
+
+    name: str
+    config: dict[str, Any]
+    """The stage's own config (or the path of its YAML, relative to the pipeline's)."""
+    inputs: dict[str, str | list[str]] = {}
+    """`key.path` of the stage's config -> `<stage>.<output>`; of a list, the first that exists."""
+
+
+class PipelineStage(Settings):
+    """Stages in a row; then `rounds` times the stages of `repeat`."""
+
+    stage: Literal["pipeline"]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    run_dir: str | None = None
+    seed: int = 0
+    stages: list[StageEntry]
+    rounds: int = Field(1, ge=1)
+    repeat: list[StageEntry] = []
+    evaluation: EvaluationSettings | None = None
+    tracking: TrackingSettings = TrackingSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+
+Stage = Annotated[
+    PretrainStage | SftStage | RewardStage | PpoStage | RankStage | PipelineStage, Field(discriminator="stage")
+]

