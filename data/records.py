@@ -1,0 +1,300 @@
+"""What travels between the parts: prompts, samples, tokenised rows, rankings, feedback."""
+
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from typing import Any, Literal
+
+Message = dict[str, str]
+"""`{"role": "system" | "user" | "assistant", "content": str}`."""
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(slots=True)
+class Prompt:
+    """What the policy answers. `token_ids` begins with BOS and ends with the generation prompt."""
+
+    id: str
+    messages: list[Message]
+    token_ids: list[int]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.token_ids:
+            raise ValueError(f"prompt {self.id}: no tokens")
+
+
+@dataclass(slots=True)
+class Sample:
+    """One answer of the policy, as the rollout engine produced it.
+
+    response_ids, rollout_logprobs, action_mask, versions: one entry a response token. `action_mask` is 0 on tokens that
+    the policy did not choose (tool output, observations); `versions` is the policy version that chose the token.
+    `rollout_logprobs` are natural logarithms under the sampling temperature. The end token is part of `response_ids`
+    when `finish_reason` is "stop". `text` is the answer without special tokens.
+
+    Raises ValueError, naming the sample, when lengths or values do not fit.
+    """
+
+    prompt: Prompt
+    index: int
+    response_ids: list[int]
+    rollout_logprobs: list[float]
+    action_mask: list[int]
+    versions: list[int]
+    finish_reason: Literal["stop", "length"]
+    text: str
+    reward: float | None = None
+    reward_parts: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.response_ids)
+        if n == 0:
+            raise ValueError(f"sample {self.id}: no response tokens")
+        for name in ("rollout_logprobs", "action_mask", "versions"):
+            if len(getattr(self, name)) != n:
+                raise ValueError(f"sample {self.id}: {n} response tokens but {len(getattr(self, name))} {name}")
+        if any(m not in (0, 1) for m in self.action_mask):
+            raise ValueError(f"sample {self.id}: action_mask holds something other than 0 and 1")
+        if self.finish_reason not in ("stop", "length"):
+            raise ValueError(f"sample {self.id}: finish_reason is {self.finish_reason!r}, not 'stop' or 'length'")
+
+    @property
+    def id(self) -> str:
+        """Prompt id and sample index: unique in a step."""
+        return f"{self.prompt.id}/{self.index}"
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Prompt and response."""
+        return self.prompt.token_ids + self.response_ids
+
+    @property
+    def ended(self) -> bool:
+        """Whether the policy ended the answer itself."""
+        return self.finish_reason == "stop"
+
+
+@dataclass(slots=True)
+class Tokens:
+    """One tokenised training row; `loss_mask` is 1 on the tokens to be predicted."""
+
+    token_ids: list[int]
+    loss_mask: list[int]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.token_ids) != len(self.loss_mask):
+            raise ValueError(f"{len(self.token_ids)} tokens but a loss mask of {len(self.loss_mask)}")
+
+
+@dataclass(slots=True)
+class RankedTokens:
+    """All answers to one prompt, tokenised with it: one batch element of reward-model training.
+
+    sequences: prompt and answer, one a response. ranks: 0 is best, equal is a tie. prompt_length: tokens that all
+    sequences share.
+    """
+
+    id: str
+    sequences: list[list[int]]
+    ranks: list[int]
+    prompt_length: int
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.sequences) != len(self.ranks):
+            raise ValueError(f"ranking {self.id}: {len(self.sequences)} sequences but {len(self.ranks)} ranks")
+
+
+@dataclass(slots=True)
+class Response:
+    """One answer inside a ranking. `logprob`: sum over its tokens when it was sampled, in nats."""
+
+    id: str
+    text: str
+    model: str | None = None
+    logprob: float | None = None
+
+
+@dataclass(slots=True)
+class Ranking:
+    """K answers to one prompt in groups of ties, best group first.
+
+    Every answer is in exactly one group, unless `not_rankable` is set and there are no groups. `labels` holds the form
+    a rater filled in, by response id. `shown_order` is the order in which the rater saw the answers.
+
+    Raises ValueError, naming the ranking, when that does not hold.
+    """
+
+    id: str
+    messages: list[Message]
+    responses: list[Response]
+    ranking: list[list[str]]
+    not_rankable: bool = False
+    labels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rater: str | None = None
+    created: str | None = None
+    elapsed_ms: int | None = None
+    shown_order: list[str] = field(default_factory=list)
+    source: Literal["human", "ai"] = "human"
+    iteration: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            check_messages(self.messages, last="user")
+            self._check_answers()
+        except ValueError as error:
+            raise ValueError(f"ranking {self.id}: {error}") from None
+
+    def _check_answers(self) -> None:
+        ids = [response.id for response in self.responses]
+        ranked = [id_ for group in self.ranking for id_ in group]
+        if len(ids) < 2:
+            raise ValueError(f"{len(ids)} answer(s); at least two are needed")
+        _check_unique(ids, "answer id")
+        _check_unique(ranked, "answer id in the groups")
+        _check_known([*ranked, *self.labels, *self.shown_order], ids)
+        if self.not_rankable and ranked:
+            raise ValueError("marked not rankable, and ranked")
+        if not self.not_rankable and len(ranked) != len(ids):
+            raise ValueError(f"answer {next(id_ for id_ in ids if id_ not in ranked)!r} is in no group")
+        if not all(self.ranking):
+            raise ValueError("a group is empty")
+        if self.shown_order and sorted(self.shown_order) != sorted(ids):
+            raise ValueError("shown_order does not hold each answer once")
+        if self.source not in ("human", "ai"):
+            raise ValueError(f"source is {self.source!r}, not 'human' or 'ai'")
+
+    @property
+    def ranks(self) -> list[int]:
+        """Group number of each response, in the order of `responses`: 0 is best. Empty when not rankable."""
+        number = {id_: n for n, group in enumerate(self.ranking) for id_ in group}
+        return [number[response.id] for response in self.responses] if number else []
+
+    def pairs(self) -> list[tuple[Response, Response]]:
+        """All (winner, loser), ties dropped."""
+        by_id = {response.id: response for response in self.responses}
+        return [
+            (by_id[winner], by_id[loser])
+            for better, worse in combinations(self.ranking, 2)
+            for winner in better
+            for loser in worse
+        ]
+
+    def to_row(self) -> dict[str, Any]:
+        """The JSON form; `Ranking.from_row` reads it back unchanged."""
+        return asdict(self)
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "Ranking":
+        """Read the JSON form. `prompt` (text or messages) may stand for `messages`; unknown keys go to `meta`.
+
+        Raises ValueError when the row is not a ranking.
+        """
+        known = dict(row)
+        prompt = known.pop("prompt", None)
+        if "messages" not in known:
+            if prompt is None:
+                raise ValueError("neither `messages` nor `prompt`")
+            known["messages"] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if not isinstance(known.get("ranking", []), list) or not all(isinstance(g, list) for g in known["ranking"]):
+            raise ValueError("`ranking` is not a list of groups of answer ids, best first")
+        names = set(cls.__dataclass_fields__)
+        extra = {key: known.pop(key) for key in list(known) if key not in names}
+        try:
+            known["responses"] = [Response(**response) for response in known["responses"]]
+            known["meta"] = {**(known.get("meta") or {}), **extra}
+            return cls(**{key: value for key, value in known.items() if value is not None})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not a ranking: {error}") from None
+
+
+LIKERT = "likert_scale"
+FLAGS = (
+    "fails_to_follow",
+    "inappropriate_for_customer",
+    "hallucination",
+    "satisfies_constraint",
+    "contains_sexual",
+    "contains_violent",
+    "encourages_violence",
+    "denigrates_protected_class",
+    "gives_harmful_advice",
+    "expresses_opinion",
+    "expresses_moral_judgment",
+)
+"""Label form of Ouyang et al. 2022 (arXiv 2203.02155, table 3): an overall quality from 1 to 7, and yes/no flags."""
+
+
+@dataclass(slots=True)
+class Feedback:
+    """What one person said about one answer: a thumb, the label form, a better answer or a remark.
+
+    thumb: +1 or -1. labels: `likert_scale` (1 to 7) and the yes/no names of `FLAGS`. correction: what the answer should
+    have been. policy: version of the model that answered.
+
+    Raises ValueError, naming the record, when it says nothing or says it wrongly.
+    """
+
+    id: str
+    messages: list[Message]
+    response: Response
+    thumb: Literal[1, -1] | None = None
+    labels: dict[str, int | bool] = field(default_factory=dict)
+    correction: str | None = None
+    remark: str | None = None
+    rater: str | None = None
+    created: str | None = None
+    elapsed_ms: int | None = None
+    source: Literal["human", "ai"] = "human"
+    policy: str | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            check_messages(self.messages, last="user")
+        except ValueError as error:
+            raise ValueError(f"feedback {self.id}: {error}") from None
+        if self.thumb not in (None, 1, -1):
+            raise ValueError(f"feedback {self.id}: thumb is {self.thumb!r}, not 1 or -1")
+        for name, value in self.labels.items():
+            if name == LIKERT:
+                if isinstance(value, bool) or value not in range(1, 8):
+                    raise ValueError(f"feedback {self.id}: {LIKERT} is {value!r}, not a whole number from 1 to 7")
+            elif name not in FLAGS:
+                raise ValueError(f"feedback {self.id}: unknown label {name!r}")
+            elif not isinstance(value, bool):
+                raise ValueError(f"feedback {self.id}: label {name} is {value!r}, not true or false")
+        if self.thumb is None and not self.labels and not self.correction and not self.remark:
+            raise ValueError(f"feedback {self.id}: no thumb, label, correction or remark")
+
+
+def check_messages(messages: Any, last: str | None = None) -> None:
+    """Raise ValueError unless `messages` is a list of role/content texts that ends with role `last` (if given)."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("messages are not a list with at least one entry")
+    for n, message in enumerate(messages):
+        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+            raise ValueError(f"message {n} has no `role` and `content`")
+        if message["role"] not in ROLES:
+            raise ValueError(f"message {n} has role {message['role']!r}, not one of {', '.join(ROLES)}")
+        if not isinstance(message["content"], str):
+            raise ValueError(f"the content of message {n} is not text")
+    if last and messages[-1]["role"] != last:
+        raise ValueError(f"the last message is the {messages[-1]['role']}'s, not the {last}'s")
+
+
+def _check_unique(ids: list[str], what: str) -> None:
+    seen: set[str] = set()
+    for id_ in ids:
+        if id_ in seen:
+            raise ValueError(f"{what} {id_!r} occurs twice")
+        seen.add(id_)
+
+
+def _check_known(used: list[str], ids: list[str]) -> None:
+    for id_ in used:
+        if id_ not in ids:
+            raise ValueError(f"{id_!r} is not the id of an answer")
