@@ -4,37 +4,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from quadriga.actors.settings import ClusterSettings
+from quadriga.actors.settings import (
+    AnswerFunction,
+    ClusterSettings,
+    ModelSettings,
+    OptimizerSettings,
+    SamplingSettings,
+)
 from quadriga.data.settings import DataSettings, Settings
-
-
-class ModelSettings(Settings):
-    """A model to start from: a Hugging Face folder, or a shape with fresh weights."""
-
-    path: str | None = None
-    """Folder with config.json and safetensors weights."""
-    shape: dict[str, Any] | None = None
-    """Hugging Face config fields (`model_type`, `hidden_size`, ...) of a model with fresh weights."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "ModelSettings":
-        if (self.path is None) == (self.shape is None):
-            raise ValueError("give exactly one of `path` and `shape`")
-        return self
-
-
-class OptimizerSettings(Settings):
-    """AdamW and its learning-rate schedule."""
-
-    lr: float = Field(1e-5, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_steps: int = Field(0, ge=0)
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    """The schedule ends at this share of `lr`. Has no effect with `constant`."""
-    max_grad_norm: float = Field(1.0, gt=0)
 
 
 class CheckpointSettings(Settings):
@@ -56,17 +33,6 @@ class TrackingSettings(Settings):
     """W&B group; a pipeline puts all of its stages into one."""
     samples: int = Field(8, ge=0)
     """Answers a step written to samples/ and to the W&B table."""
-
-
-class SamplingSettings(Settings):
-    """How answers are drawn."""
-
-    max_tokens: int = Field(64, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    """0 is greedy (evaluation only). Trainer log-probs are divided by the same temperature."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    """0: off."""
 
 
 class StageBase(Settings):
@@ -124,18 +90,6 @@ class RewardStage(TrainStage):
     stage: Literal["reward"]
     demonstrations: DataSettings | None = None
     """Demonstrations that shall score 0 on average: the shift is saved with the model. null: the mean over training answers."""
-
-
-class AnswerFunction(Settings):
-    """A Python function that judges answers, run in subprocesses that can be killed."""
-
-    function: str = Field(pattern=r"^[\w.]+:\w+$")
-    """`module:function`, called with a list of {"prompt", "messages", "response", "meta"}; returns one result each."""
-    timeout: float = Field(10.0, gt=0)
-    """Seconds for one call (a chunk of answers)."""
-    processes: int = Field(1, ge=1)
-    max_error_rate: float = Field(0.1, ge=0, le=1)
-    """More failed answers than this share of a batch stop the run. A failed answer is dropped, never scored 0."""
 
 
 class RewardSource(Settings):
