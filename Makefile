@@ -1,0 +1,74 @@
+# Everything a fresh machine needs is done by `setup`, which the other targets share. Nothing touches the system Python.
+#   make demo            the whole recipe, from pre-training to PPO
+#   make test            unit, integration and end-to-end tests
+#   make setup EXTRA=cuda    the same pins for NVIDIA GPUs
+#   make setup PYTHON=/path/to/python3.12    another interpreter than the first suitable one found
+
+SHELL := /bin/bash
+# cpu or cuda; what is already installed here, else cpu.
+EXTRA ?= $(or $(patsubst .venv/.installed-%,%,$(firstword $(wildcard .venv/.installed-*))),cpu)
+BIN := .venv/bin
+STAMP := .venv/.installed-$(EXTRA)
+PACKAGES := launch orchestrator actors data kernels
+DISK_GB := $(if $(filter cuda,$(EXTRA)),16,6)
+
+# uv does not read pip's wheel folders; without one, it knows itself where the right build of torch is.
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+ifeq ($(EXTRA),cuda)
+INSTALL_FLAGS := --torch-backend=auto
+else
+INSTALL_FLAGS := --override cpu-overrides.txt $(if $(UV_FIND_LINKS),,--torch-backend=cpu)
+endif
+
+# Tests are many small processes: more than one thread each only gets in the way of the others.
+TEST_ENV := OMP_NUM_THREADS=1
+
+.PHONY: setup demo test unit slow learn lint clean
+
+setup: $(STAMP)
+
+$(BIN)/uv:
+	@python=$$(for p in $(PYTHON) python3 python3.11 python3.12; do \
+	  "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo "$$p" && break; done); \
+	if [ -z "$$python" ]; then echo "Quadriga needs Python 3.11 or 3.12 and found neither:" \
+	  "install one, or name it with 'make setup PYTHON=/path/to/python3.12'." >&2; exit 2; fi; \
+	free=$$(df -Pk . | awk 'NR == 2 {print int($$4 / 1048576)}'); \
+	if [ "$$free" -lt $(DISK_GB) ]; then echo "Quadriga needs $(DISK_GB) GB of free disk here for its virtual" \
+	  "environment and finds $$free GB: free some, or clone onto another disk." >&2; exit 2; fi; \
+	"$$python" -m venv .venv && $(BIN)/python -m pip install --quiet uv
+
+$(STAMP): setup.py cpu-overrides.txt | $(BIN)/uv
+	@if ls .venv/.installed-* 2>/dev/null | grep -qvx $@; then \
+	  echo "This .venv holds another build of torch: run 'make clean' first." >&2; exit 2; fi
+	$(BIN)/uv pip install --python $(BIN)/python $(INSTALL_FLAGS) -e '.[$(EXTRA),dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/quadriga run configs/assistant/pipeline.yaml
+
+test: unit
+	$(TEST_ENV) $(BIN)/python -m pytest tests/integration tests/e2e
+
+unit: setup
+	$(TEST_ENV) $(BIN)/python -m pytest tests/unit
+
+slow: setup
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
+
+learn: setup
+	$(TEST_ENV) $(BIN)/python -m pytest -m learn -s tests/e2e
+
+# mypy cannot follow an editable install's import hook: it gets a folder in which `quadriga` is this one.
+.typing/quadriga:
+	@mkdir -p .typing && ln -sfn .. .typing/quadriga
+
+lint: setup .typing/quadriga
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES:%=-p quadriga.%)
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv .typing build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
