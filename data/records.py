@@ -116,6 +116,10 @@ class Response:
     model: str | None = None
     logprob: float | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise ValueError(f"the text of answer {self.id!r} is not text")
+
 
 @dataclass(slots=True)
 class Ranking:
@@ -199,11 +203,13 @@ class Ranking:
             if prompt is None:
                 raise ValueError("neither `messages` nor `prompt`")
             known["messages"] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        if not isinstance(known.get("ranking", []), list) or not all(isinstance(g, list) for g in known["ranking"]):
+        groups = known.setdefault("ranking", [])
+        if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
             raise ValueError("`ranking` is not a list of groups of answer ids, best first")
         names = set(cls.__dataclass_fields__)
         extra = {key: known.pop(key) for key in list(known) if key not in names}
         try:
+            known["id"] = str(known["id"])
             known["responses"] = [Response(**response) for response in known["responses"]]
             known["meta"] = {**(known.get("meta") or {}), **extra}
             return cls(**{key: value for key, value in known.items() if value is not None})

@@ -1,0 +1,232 @@
+"""Chats become tokens and a loss mask: rendering by chat template, and the checks that keep the mask honest."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from quadriga.data.errors import UserError
+from quadriga.data.records import Message, check_messages
+
+ROLE_TOKENS = ("<user>", "<assistant>", "<system>")
+
+TEMPLATE = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {{- '<' + message['role'] + '>' }}
+    {%- if message['role'] == 'assistant' %}
+        {%- generation %}{{- message['content'] | trim + eos_token }}{% endgeneration %}
+    {%- else %}
+        {{- message['content'] | trim }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<assistant>' }}{% endif %}"""
+"""Template of the tokenizers trained here: each role has a token of its own."""
+
+TEXT_TEMPLATE = """\
+{%- if bos_token %}{{- bos_token }}{% endif %}
+{%- for message in messages %}
+    {%- if not loop.first %}{{- '\\n' }}{% endif %}
+    {%- if message['role'] == 'assistant' %}
+        {{- 'Assistant:' }}
+        {%- generation %}{{- ' ' + message['content'] | trim + eos_token }}{% endgeneration %}
+    {%- elif message['role'] == 'user' %}
+        {{- 'User: ' + message['content'] | trim }}
+    {%- else %}
+        {{- message['content'] | trim }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '\\nAssistant:' }}{% endif %}"""
+"""Template for tokenizers without role tokens. The blank before an answer belongs to the answer, because most
+tokenizers join it with the first word: the prompt's tokens must not depend on what follows."""
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(slots=True)
+class Rendered:
+    """A chat as text. `spans`: [start, end) in characters of what the assistant says, end token included."""
+
+    text: str
+    spans: list[tuple[int, int]]
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None = None) -> None:
+    """Give the tokenizer the template in the Jinja file `path`, or ours where it has none of its own.
+
+    Raises UserError when the file cannot be read.
+    """
+    if path is not None:
+        try:
+            tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"The chat template {path} cannot be read ({error}). Check `chat_template`.") from None
+    elif not tokenizer.chat_template:
+        known = tokenizer.get_vocab()
+        tokenizer.chat_template = TEMPLATE if all(token in known for token in ROLE_TOKENS) else TEXT_TEMPLATE
+
+
+class ChatEncoder:
+    """Renders and tokenises chats with one tokenizer. A chat that cannot be used raises ValueError with the reason;
+    a template that cannot be used for training raises UserError."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        set_chat_template(tokenizer)
+        self.tokenizer = tokenizer
+        self.template: str = tokenizer.get_chat_template()
+        self.marked = GENERATION.search(self.template) is not None
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        special |= set(tokenizer.all_special_tokens)
+        self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        self.bos: int | None = tokenizer.bos_token_id
+        self.eos: int = tokenizer.eos_token_id
+        # A model whose tokenizer starts plain text with BOS was trained with it, whatever the template says.
+        self.starts_with_bos = self.bos is not None and tokenizer("a").input_ids[0] == self.bos
+
+    def render(self, messages: list[Message]) -> Rendered:
+        """The whole chat; it must end with an answer."""
+        self._check(messages, last="assistant")
+        text, spans = self._render(messages, marked=self.marked)
+        if self.marked:
+            prompt, _ = self._render(messages[:-1], prompt=True)
+            if not spans or not text.startswith(prompt) or spans[-1][0] != len(prompt):
+                raise UserError(
+                    "The chat template's generation prompt differs from what it writes before an assistant message "
+                    "in training, so the model would be asked in a form that it never saw. Mend the template, or "
+                    "give another one with `chat_template`."
+                )
+            return Rendered(text, spans)
+        return Rendered(text, self._spans_by_prefix(messages, text))
+
+    def render_prompt(self, messages: list[Message]) -> str:
+        """The chat up to the place where the assistant's answer begins."""
+        self._check(messages)
+        if messages[-1]["role"] == "assistant":
+            raise ValueError("the last message is the assistant's: nothing is asked")
+        return self._render(messages, prompt=True)[0]
+
+    def encode(self, chats: Sequence[Rendered]) -> list[tuple[list[int], list[int]]]:
+        """Token ids and loss mask of each chat, tokenised in one batch.
+
+        The mask is 1 on the assistant's tokens and its end token, and is made from character positions, never from
+        token values.
+        """
+        if not chats:
+            return []
+        out = self.tokenizer([chat.text for chat in chats], add_special_tokens=False, return_offsets_mapping=True)
+        return [
+            self._with_bos(ids, self._mask(ids, offsets, chat.spans))
+            for chat, ids, offsets in zip(chats, out["input_ids"], out["offset_mapping"], strict=True)
+        ]
+
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each rendered prompt, tokenised in one batch."""
+        if not texts:
+            return []
+        return [
+            self._with_bos(ids, [])[0] for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        ]
+
+    def _check(self, messages: list[Message], last: str | None = None) -> None:
+        check_messages(messages, last=last)
+        if messages[0]["role"] == "assistant":
+            raise ValueError("the chat begins with an assistant message")
+        for n, message in enumerate(messages):
+            if message["role"] == "assistant" and not message["content"].strip():
+                raise ValueError(f"message {n}, an answer, is empty")
+            if found := self.special.search(message["content"]):
+                raise ValueError(f"message {n} holds the special token {found.group()!r} as text")
+
+    def _render(
+        self, messages: list[Message], prompt: bool = False, marked: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        try:
+            texts, spans = render_jinja_template(
+                [messages],
+                chat_template=self.template,
+                return_assistant_tokens_mask=marked,
+                add_generation_prompt=prompt,
+                **self.tokenizer.special_tokens_map,
+            )
+        except TemplateError as error:
+            raise ValueError(f"the chat template does not accept this chat: {error}") from None
+        return texts[0], [(start, end) for start, end in spans[0]] if marked else []
+
+    def _spans_by_prefix(self, messages: list[Message], text: str) -> list[tuple[int, int]]:
+        """Where a template without generation marks puts the answers: what it adds to the prompt before each."""
+        spans = []
+        for n, message in enumerate(messages):
+            if message["role"] == "assistant":
+                prompt, _ = self._render(messages[:n], prompt=True)
+                answered, _ = self._render(messages[: n + 1])
+                if not (answered.startswith(prompt) and text.startswith(answered)):
+                    raise UserError(
+                        "The chat template has no {% generation %} marks and rewrites earlier messages as the chat "
+                        f"goes on (seen at message {n}), so the assistant's tokens cannot be told from the others. "
+                        "Put {% generation %} and {% endgeneration %} around the assistant's content and end token, "
+                        "or give another template with `chat_template`."
+                    )
+                spans.append((len(prompt), len(answered)))
+        return spans
+
+    def _mask(self, ids: list[int], offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> list[int]:
+        mask = [0] * len(ids)
+        position = 0
+        for start, end in spans:
+            while position < len(ids) and offsets[position][0] < start:
+                if offsets[position][1] > start:
+                    raise UserError(
+                        "The chat template's generation prompt ends inside a token: what the model is asked depends on "
+                        "its answer. End the generation prompt with a special token or before the blank, or give "
+                        "another template with `chat_template`."
+                    )
+                position += 1
+            try:
+                last = ids.index(self.eos, position)
+            except ValueError:
+                last = -1
+            # Between the marked content and its end token a template may write blanks, never a further message.
+            if last < 0 or offsets[last][0] > end + 1:
+                raise UserError(
+                    f"The chat template does not end an assistant message with {self.tokenizer.eos_token!r}, the "
+                    "tokenizer's end token, so the model would never learn to stop. Set `eos_token` in "
+                    "tokenizer_config.json to the token that ends a message, or give another template with "
+                    "`chat_template`."
+                )
+            mask[position : last + 1] = [1] * (last + 1 - position)
+            position = last + 1
+        return mask
+
+    def _with_bos(self, ids: list[int], mask: list[int]) -> tuple[list[int], list[int]]:
+        """Exactly one BOS, at the start, for models that know one."""
+        if self.bos is None:
+            return ids, mask
+        if ids[:2] == [self.bos, self.bos]:
+            raise UserError(
+                f"The chat template writes {self.tokenizer.bos_token!r} twice at the start. Remove one from it."
+            )
+        if self.starts_with_bos and ids[:1] != [self.bos]:
+            return [self.bos, *ids], [0, *mask]
+        return ids, mask
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[list[int], list[int]]:
+    """Token ids of a whole chat, and its loss mask: 1 on the assistant's tokens and their end tokens.
+
+    Raises ValueError for a chat that cannot be used, UserError for a template that cannot.
+    """
+    encoder = ChatEncoder(tokenizer)
+    return encoder.encode([encoder.render(messages)])[0]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    """Token ids of a chat up to the place where the assistant's answer begins.
+
+    Raises ValueError for a chat that cannot be used.
+    """
+    encoder = ChatEncoder(tokenizer)
+    return encoder.encode_prompts([encoder.render_prompt(messages)])[0]

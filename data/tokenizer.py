@@ -1,0 +1,100 @@
+"""Tokenizers: byte-level BPE trained from texts, and existing ones loaded and made safe."""
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from quadriga.data.chat import ROLE_TOKENS, TEMPLATE, set_chat_template
+from quadriga.data.errors import UserError
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+SPECIAL_TOKENS = (PAD, BOS, EOS, *ROLE_TOKENS)
+"""Ids 0 to 5 of a tokenizer trained here."""
+
+MODEL_MAX_LENGTH = 1 << 20
+"""Only a bound that silences length warnings: the model's own context length decides."""
+
+log = logging.getLogger(__name__)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2) with our special tokens and chat template.
+
+    The vocabulary holds the six special tokens, 256 bytes and as many merges as fit; it is smaller than `vocab_size`
+    where the texts do not give that many. `save_pretrained` writes tokenizer.json, tokenizer_config.json and
+    chat_template.jinja.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # Plain text starts with BOS, so that every program that loads the tokenizer agrees with our training rows.
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        extra_special_tokens=list(ROLE_TOKENS),
+        model_max_length=MODEL_MAX_LENGTH,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer in the folder `path`, with a chat template (ours where it has none) and a safe pad token.
+
+    Raises UserError when the folder holds no tokenizer, when it has no end token, or when no pad token can be found
+    that is not the end token.
+    """
+    if not Path(path).is_dir():
+        raise UserError(f"There is no folder {path}, where a tokenizer was expected. Check the path.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds for a folder that is not a tokenizer
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{path} does not hold a tokenizer that can be loaded: {reason[0]} "
+            "A tokenizer folder has tokenizer.json and tokenizer_config.json, as `save_pretrained` writes them."
+        ) from None
+    if not tokenizer.is_fast or not len(tokenizer):
+        raise UserError(f"{path} has no tokenizer.json. Load it once with transformers and save it with that file.")
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"The tokenizer in {path} has no `eos_token`. Name it in its tokenizer_config.json.")
+    _choose_pad(tokenizer, str(path))
+    set_chat_template(tokenizer)
+    return tokenizer
+
+
+def _choose_pad(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """A pad token equal to the end token would hide the end from every program that masks padding."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    for word in ("pad", "reserved", "unused", "unk"):
+        candidates = [token for token in special if word in token.lower()]
+        if word == "unk" and tokenizer.unk_token:
+            candidates.append(tokenizer.unk_token)
+        for token in candidates:
+            if tokenizer.convert_tokens_to_ids(token) not in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+                log.info("tokenizer %s: pad token set to %s, apart from the end token", path, token)
+                tokenizer.pad_token = token
+                return
+    raise UserError(
+        f"The tokenizer in {path} has no pad token apart from its end token {tokenizer.eos_token!r}, and no unused "
+        "special token that could serve. Add one: in Python, `tokenizer.add_special_tokens({'pad_token': '<pad>'})`, "
+        "`model.resize_token_embeddings(len(tokenizer))`, and `save_pretrained` of both."
+    )
