@@ -1,0 +1,62 @@
+"""The built-in tables: deterministic, disjoint where they must be, and of the mixed quality they promise."""
+
+from collections import Counter
+
+import pytest
+
+from quadriga.data import assistant
+from quadriga.data import assistant_phrases as world
+from quadriga.data.gold import gold
+
+
+@pytest.mark.parametrize("name", sorted(assistant.TABLES))
+def test_a_table_is_a_pure_function_of_n_and_seed(name: str) -> None:
+    table = assistant.TABLES[name]
+    rows = table(60, 3)
+    assert len(rows) == 60
+    assert rows == table(60, 3)
+    assert rows[:20] == table(20, 3)
+    assert rows != table(60, 4)
+
+
+def test_heldout_prompts_occur_in_no_other_table_for_any_seed() -> None:
+    heldout = {row["prompt"][0]["content"] for seed in range(3) for row in assistant.heldout_prompts(1200, seed)}
+    trained = {row["prompt"][0]["content"] for seed in range(3) for row in assistant.prompts(8000, seed)}
+    shown = {row["messages"][0]["content"] for row in assistant.demonstrations(8000, 0)}
+    assert not heldout & (trained | shown)
+    text = " ".join(row["text"] for row in assistant.text(4000, 0))
+    assert not [content for content in heldout if f"Question: {content} Answer:" in text]
+
+
+def test_the_kinds_come_in_turn_and_heldout_prompts_do_not_repeat() -> None:
+    rows = assistant.heldout_prompts(1200, 0)
+    assert Counter(row["kind"] for row in rows) == dict.fromkeys(world.KINDS, 300)
+    assert len({row["prompt"][0]["content"] for row in rows}) == 1200
+    assert len({row["id"] for row in rows}) == 1200
+
+
+def test_every_value_is_known_and_every_noun_has_several() -> None:
+    assert len(world.FACTS) == 24 * 4
+    for (_, noun), value in world.FACTS.items():
+        assert value in world.VALUES[noun]
+    for noun in world.NOUNS:
+        asked = Counter(value for (_, other), value in world.FACTS.items() if other == noun)
+        assert max(asked.values()) <= 4  # no constant answer is right for more than one country in six
+
+
+def test_reference_answers_are_perfect_and_demonstrations_leave_room() -> None:
+    rows = assistant.heldout_prompts(400, 1)
+    best = gold([{"prompt": r["prompt"], "messages": r["prompt"], "response": r["answer"], "meta": r} for r in rows])
+    assert all(judged["score"] == 1.0 for judged in best)
+    shown = assistant.demonstrations(4000, 1)
+    judged = gold([{"response": r["messages"][1]["content"], "meta": r} for r in shown])
+    for kind in world.KINDS:
+        scores = [j["score"] for j, r in zip(judged, shown, strict=True) if r["kind"] == kind]
+        assert 0.3 < sum(scores) / len(scores) < 0.8
+        assert max(scores) == 1.0 and min(scores) == 0.0
+
+
+def test_every_country_is_told_in_the_text() -> None:
+    text = " ".join(row["text"] for row in assistant.text(2000, 0))
+    assert all(country in text for country in world.COUNTRIES)
+    assert all(f"The {noun} of {country} is {value}." in text for (country, noun), value in world.FACTS.items())
