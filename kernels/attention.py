@@ -1,0 +1,155 @@
+"""Causal attention over packed sequences, and its registration as a Hugging Face attention implementation.
+
+Sequences of equal length are computed together as one batch of `scaled_dot_product_attention`, so that nothing is
+padded, no mask exists and no sequence can see another. This holds on every device that torch runs on.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NAME = "quadriga_varlen"
+
+# What some models hand to their attention and would be lost here; each changes the result.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+def varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Causal softmax attention inside each sequence of a packed row.
+
+    q: [T, H, D]; k: [T, Hkv, D]; v: [T, Hkv, Dv], where Hkv divides H (grouped-query attention).
+    cu_seqlens: [N+1] integer borders, best kept on the CPU: their values are needed there, and reading them from
+    another device waits for it.
+    scale: factor of q·k; None is 1/sqrt(D). dropout: probability on the attention weights.
+    Returns [T, H, Dv]. Raises ValueError when the borders do not span T.
+    """
+    borders = cu_seqlens.tolist()
+    lengths = tuple(end - start for start, end in pairwise(borders))
+    if borders[:1] != [0] or borders[-1] != q.shape[0] or min(lengths, default=0) < 0:
+        raise ValueError(
+            f"cu_seqlens must rise from 0 to the {q.shape[0]} tokens given, not {borders[:1]} to {borders[-1:]}"
+        )
+    layout = _layout(lengths, q.device)
+    if layout.order is not None:
+        q, k, v = (_Permute.apply(x, layout.order, layout.inverse) for x in (q, k, v))
+    outputs = []
+    start = 0
+    for count, length in layout.groups:
+        rows = slice(start, start := start + count * length)
+        batch = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+        out = scaled_dot_product_attention(
+            *batch, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        outputs.append(out.transpose(1, 2).flatten(0, 1))
+    if not outputs:
+        return q.new_zeros(0, q.shape[1], v.shape[2]) + (q.sum() + k.sum() + v.sum())
+    out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return out if layout.order is None else _Permute.apply(out, layout.inverse, layout.order)
+
+
+def register_varlen_attention() -> None:
+    """Make `attn_implementation="quadriga_varlen"` known to transformers; calling it again does nothing new.
+
+    A model is then called as `model(input_ids=[1, T], position_ids=[1, T], cu_seqlens=[N+1], use_cache=False)`.
+    """
+    AttentionInterface.register(NAME, _attention_forward)
+    AttentionMaskInterface.register(NAME, _no_mask)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Batches of equal length, and the token order that makes each batch contiguous (None: it is already).
+
+    groups: (sequences, length) of each batch; order and inverse: [T] and each other's inverse.
+    """
+
+    groups: list[tuple[int, int]]
+    order: Tensor | None
+    inverse: Tensor | None
+
+
+@lru_cache(maxsize=16)
+def _layout(lengths: tuple[int, ...], device: torch.device) -> _Layout:
+    """Keyed by value, so that all layers of a forward, and its backward's recomputation, share one."""
+    by_length: dict[int, list[int]] = {}
+    start = 0
+    for length in lengths:
+        if length:
+            by_length.setdefault(length, []).append(start)
+        start += length
+    groups = [(len(starts), length) for length, starts in by_length.items()]
+    # A cached tensor made in inference mode could never be used in training.
+    with torch.inference_mode(False):
+        parts = [
+            (torch.tensor(starts)[:, None] + torch.arange(length)).flatten() for length, starts in by_length.items()
+        ]
+        order = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
+        if torch.equal(order, torch.arange(len(order))):
+            return _Layout(groups, None, None)
+        return _Layout(groups, order.to(device), torch.argsort(order).to(device))
+
+
+class _Permute(torch.autograd.Function):
+    """Rows in another order; the gradient is a gather too, where indexing's own would be a slower scatter-add."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+def _attention_forward(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    cu_seqlens: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Hugging Face's convention: query [1, H, T, D], key and value [1, Hkv, T, D]; returns ([1, T, H, D], None).
+
+    Raises ValueError rather than compute anything else than causal attention inside each sequence.
+    """
+    family = type(module).__name__
+    if cu_seqlens is None:
+        raise ValueError(
+            f"{family} got no cu_seqlens: either the model was called without them, or its family does not hand "
+            "keyword arguments down to its attention. Sequences would see each other; use another model family."
+        )
+    if attention_mask is not None or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
+        raise ValueError(f"{family}: packed attention takes one row, no attention mask and no cache (use_cache=False)")
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise ValueError(f"{family}: packed attention is causal, this layer is not")
+    if lost := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
+        raise ValueError(f"{family}: packed attention does not support {', '.join(lost)}; use another model family")
+    if sliding_window is not None and (longest := int(cu_seqlens.diff().max())) > sliding_window:
+        raise ValueError(
+            f"{family}: a sequence has {longest} tokens, but the model's attention window is {sliding_window}; packed "
+            "attention has no window. Use shorter sequences."
+        )
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return varlen_attention(q, k, v, cu_seqlens, scaling, dropout).unsqueeze(0), None
+
+
+def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
+    """Packed attention needs no mask; one that was given would be lost."""
+    if attention_mask is not None:
+        raise ValueError("packed attention takes no attention_mask: sequences are separated by cu_seqlens")

@@ -1,0 +1,104 @@
+"""Log-probabilities of given tokens straight from hidden states, without the [T, V] logits."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def linear_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk: int = 256,
+) -> tuple[Tensor, Tensor]:
+    """Log-softmax of a language-model head at the target tokens, and the whole distribution's entropy.
+
+    hidden: [T, D]; weight: [V, D]; bias: [V]; targets: [T] int64, the token that each row predicts.
+    temperature: divides the logits, as it did when the tokens were sampled; > 0.
+    chunk: rows computed at a time; no more than [chunk, V] logits exist at once. Backward computes them again.
+    The matrix products run in the inputs' dtype (autocast's where it is on), everything after them in float32 or wider.
+    Returns (logprobs [T], entropy [T]) in nats, float32 (float64 for float64 inputs); no gradient goes through entropy.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+    return _LinearLogprobs.apply(hidden, weight, bias, targets, temperature, chunk)
+
+
+class _LinearLogprobs(torch.autograd.Function):
+    """Saves the weight as the very object it came as.
+
+    Under ZeRO-3 its data is gone between forward and backward, and is gathered into the same object before backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        dtype = _compute_dtype(hidden, weight)
+        head = weight.to(dtype), None if bias is None else bias.to(dtype), temperature
+        wide = torch.promote_types(dtype, torch.float32)
+        normaliser, logprobs, entropy = (torch.empty(len(targets), dtype=wide, device=hidden.device) for _ in range(3))
+        for rows in _chunks(len(targets), chunk):
+            logits = _logits(hidden[rows].to(dtype), *head)
+            normaliser[rows] = logits.logsumexp(-1)
+            logprobs[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1) - normaliser[rows]
+            probabilities = (logits - normaliser[rows, None]).exp_()
+            entropy[rows] = normaliser[rows] - probabilities.mul_(logits).sum(-1)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.temperature, ctx.chunk, ctx.dtype = temperature, chunk, dtype
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        """With p the softmax: d logprob / d logits = (onehot(target) - p) / temperature."""
+        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+        for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
+        head = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype), ctx.temperature
+        wide = normaliser.dtype
+        d_hidden = torch.empty_like(hidden) if for_hidden else None
+        # Sums over chunks are kept wide: thousands of bfloat16 additions would lose the small ones.
+        d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if for_weight else None
+        d_bias = torch.zeros(bias.shape, dtype=wide, device=bias.device) if for_bias else None
+        for rows in _chunks(len(targets), ctx.chunk):
+            chunk = hidden[rows].to(ctx.dtype)
+            d_logits = (_logits(chunk, *head) - normaliser[rows, None]).exp_().neg_()
+            d_logits.scatter_add_(-1, targets[rows, None], torch.ones_like(d_logits[:, :1]))
+            d_logits *= (grad[rows] / ctx.temperature)[:, None]
+            if d_bias is not None:
+                d_bias += d_logits.sum(0)
+            d_logits = d_logits.to(ctx.dtype)
+            if d_hidden is not None:
+                d_hidden[rows] = (d_logits @ head[0]).to(hidden.dtype)
+            if d_weight is not None:
+                d_weight += d_logits.T @ chunk
+        return (
+            d_hidden,
+            None if d_weight is None else d_weight.to(weight.dtype),
+            None if d_bias is None else d_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """[rows, V] in float32 or wider."""
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
+
+
+def _chunks(total: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, total, chunk)]
+
+
+def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """What the matrix products run in, as `torch.nn.functional.linear` would; autocast leaves float64 alone."""
+    device = hidden.device.type
+    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return dtype
