@@ -1,0 +1,322 @@
+"""The loaders: sources become tokenised rows, split by prompt, with every unusable row accounted for."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from quadriga.data import rows
+from quadriga.data.chat import ChatEncoder, set_chat_template
+from quadriga.data.errors import UserError
+from quadriga.data.readers import BadRow, Row, read_source
+from quadriga.data.records import Prompt, RankedTokens, Ranking, Tokens
+from quadriga.data.settings import DataSettings, Source
+
+MAX_ANSWERS = 16
+"""Most answers of one prompt. They are one batch element, so a single row could exhaust the memory of a rank."""
+BATCH = 1024
+"""Rows tokenised at once."""
+
+Part = Literal["train", "heldout"]
+T = TypeVar("T")
+
+
+class Keyed(Protocol):
+    """A parsed row; rows with one key never end up in both parts of a split."""
+
+    @property
+    def key(self) -> str: ...
+
+
+K = TypeVar("K", bound=Keyed)
+
+
+class Unusable(ValueError):
+    """A sound row from which there is nothing to learn: listed, never an error."""
+
+
+@dataclass(slots=True)
+class Split(Generic[T]):
+    """Rows to train on, rows to measure on, and what was left out."""
+
+    train: list[T] = field(default_factory=list)
+    heldout: list[T] = field(default_factory=list)
+    skipped: list[BadRow] = field(default_factory=list)
+
+
+def document_texts(settings: DataSettings, seed: int) -> list[str]:
+    """The training texts, for a tokenizer to be trained on.
+
+    Raises UserError as the loaders do.
+    """
+    loader = _Loader(settings, seed, rows.document, lambda chats: [[chat.text] for chat in chats])
+    return [text for text in loader.load().train if text is not None]
+
+
+def load_documents(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[Tokens]:
+    """Plain text as BOS, text, EOS, cut into pieces of at most `max_tokens`; loss on every token but the first.
+
+    A piece begins with the last token of the one before, so that every token is predicted exactly once.
+    Raises UserError for missing files, bad rows (unless they are skipped) and data sets without a usable row.
+    """
+    encoder = _encoder(settings, tokenizer)
+    return _Loader(settings, seed, rows.document, lambda chats: _texts(encoder, chats, settings.max_tokens)).load()
+
+
+def load_demonstrations(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[Tokens]:
+    """Chats with loss on the assistant's tokens and end tokens; plain text with loss on all of it, as in pre-training.
+
+    Chats longer than `max_tokens` are cut, and lose their end token with it.
+    Raises UserError as `load_documents`.
+    """
+    encoder = _encoder(settings, tokenizer)
+
+    def encode(chats: list[rows.Chat]) -> "list[list[Tokens] | ValueError]":
+        texts = iter(_texts(encoder, [chat for chat in chats if chat.text is not None], settings.max_tokens))
+        talks = iter(_talks(encoder, [chat for chat in chats if chat.text is None], settings.max_tokens))
+        return [next(talks if chat.text is None else texts) for chat in chats]
+
+    return _Loader(settings, seed, rows.demonstration, encode).load()
+
+
+def load_rankings(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[RankedTokens]:
+    """Ranked answers, each tokenised with its prompt. Pairs are the case of two answers.
+
+    Answers longer than `max_tokens` allows are cut. Of equal answers in one group one is kept; equal answers in
+    different groups make a bad row. Rankings without a pair to compare are listed in `skipped`, never an error.
+    Raises UserError as `load_documents`.
+    """
+    encoder = _encoder(settings, tokenizer)
+    return _Loader(settings, seed, _parse_ranking, lambda items: _rankings(encoder, items, settings.max_tokens)).load()
+
+
+def load_prompts(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[Prompt]:
+    """What the policy is asked. Ids come from the rows, or from their content; of equal ones later ones get a number.
+
+    Raises UserError as `load_documents`.
+    """
+    encoder = _encoder(settings, tokenizer)
+    split = _Loader(settings, seed, rows.prompt, lambda chats: _prompts(encoder, chats, settings.max_tokens)).load()
+    split.train, split.heldout = _with_unique_ids(split.train), _with_unique_ids(split.heldout)
+    return split
+
+
+def _encoder(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> ChatEncoder:
+    set_chat_template(tokenizer, settings.chat_template)
+    return ChatEncoder(tokenizer)
+
+
+class _Loader(Generic[K, T]):
+    """Read, parse, split, encode. `encode` turns a batch of parsed rows into their results, or the reason for none."""
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        seed: int,
+        parse: Callable[[dict[str, Any]], K],
+        encode: "Callable[[list[K]], list[list[T] | ValueError]]",
+    ):
+        self.settings, self.seed, self.parse, self.encode = settings, seed, parse, encode
+        self.split: Split[T] = Split()
+
+    def load(self) -> Split[T]:
+        """Everything that the settings name."""
+        for source in self.settings.train:
+            self._add(source, None)
+        for source in self.settings.heldout:
+            self._add(source, "heldout")
+        self._refuse_empty()
+        return self.split
+
+    def _add(self, source: Source, part: Part | None) -> None:
+        if source.split and not self.settings.heldout_fraction:
+            raise UserError(
+                f"`split: {source.split}` of {_name(source)} has no effect without `heldout_fraction`. Set it, or "
+                "leave `split` out."
+            )
+        chosen = [item for item in self._parsed(source) if source.split in (None, self._part(item[1]))]
+        for start in range(0, len(chosen), BATCH):
+            batch = chosen[start : start + BATCH]
+            for (row, item), result in zip(batch, self.encode([item for _, item in batch]), strict=True):
+                if isinstance(result, ValueError):
+                    self._refuse(row, result)
+                else:
+                    target = part or ("train" if source.split else self._part(item))
+                    getattr(self.split, target).extend(result * source.repeat)
+
+    def _parsed(self, source: Source) -> Iterator[tuple[Row, K]]:
+        for row in read_source(source):
+            if isinstance(row, BadRow):
+                self._refuse(row, ValueError(row.reason))
+                continue
+            try:
+                item = self.parse(row.values)
+            except ValueError as error:
+                self._refuse(row, error)
+            else:
+                yield row, item
+
+    def _part(self, item: K) -> Part:
+        """Decided by the prompt and the seed alone, so that it holds whatever else is in the data."""
+        digest = hashlib.blake2b(json.dumps([self.seed, item.key]).encode(), digest_size=8).digest()
+        return "heldout" if int.from_bytes(digest, "big") < self.settings.heldout_fraction * 2**64 else "train"
+
+    def _refuse(self, row: Row | BadRow, error: ValueError) -> None:
+        bad = BadRow(row.file, row.line, str(error))
+        if self.settings.on_bad_row == "error" and not isinstance(error, Unusable):
+            raise UserError(f"{bad}. Mend the row, or set `on_bad_row: skip` to leave such rows out and list them.")
+        self.split.skipped.append(bad)
+
+    def _refuse_empty(self) -> None:
+        split, skipped = self.split, self.split.skipped
+        if not split.train:
+            names = ", ".join(_name(source) for source in self.settings.train)
+            why = f"all {len(skipped)} rows were left out, the first because: {skipped[0]}" if skipped else "no rows"
+            raise UserError(f"The data set {names} is empty: {why}. Check the path, `columns` and `split`.")
+        asked = self.settings.heldout or [source for source in self.settings.train if source.split is None]
+        if not split.heldout and asked and (self.settings.heldout or self.settings.heldout_fraction):
+            raise UserError(
+                f"No rows are held out: {len(split.train)} training rows, `heldout_fraction` at "
+                f"{self.settings.heldout_fraction}. Raise it, or name rows of their own with `heldout`."
+            )
+
+
+def _name(source: Source) -> str:
+    return str(source.path or source.builtin)
+
+
+def _texts(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "list[list[Tokens] | ValueError]":
+    if not chats:
+        return []
+    # Special tokens that occur in a text are text there.
+    batch = encoder.tokenizer([chat.text for chat in chats], add_special_tokens=False, split_special_tokens=True)
+    before = [] if encoder.bos is None else [encoder.bos]
+    results: list[list[Tokens] | ValueError] = []
+    for chat, ids in zip(chats, batch["input_ids"], strict=True):
+        whole = [*before, *ids, encoder.eos]
+        starts = range(0, max(len(whole) - 1, 1), max_tokens - 1)
+        pieces = [whole[start : start + max_tokens] for start in starts]
+        results.append([Tokens(piece, [0] + [1] * (len(piece) - 1), chat.meta) for piece in pieces])
+    return results
+
+
+def _talks(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "list[list[Tokens] | ValueError]":
+    rendered = [_attempt(encoder.render, chat.messages) for chat in chats]
+    encoded = iter(encoder.encode([chat for chat in rendered if not isinstance(chat, ValueError)]))
+    results: list[list[Tokens] | ValueError] = []
+    for chat, attempt in zip(chats, rendered, strict=True):
+        if isinstance(attempt, ValueError):
+            results.append(attempt)
+            continue
+        ids, mask = next(encoded)
+        if 1 in mask[:max_tokens]:
+            results.append([Tokens(ids[:max_tokens], mask[:max_tokens], chat.meta)])
+        else:
+            results.append(_too_long(mask.index(1), max_tokens))
+    return results
+
+
+def _prompts(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "list[list[Prompt] | ValueError]":
+    rendered = [_attempt(encoder.render_prompt, chat.messages) for chat in chats]
+    encoded = iter(encoder.encode_prompts([text for text in rendered if isinstance(text, str)]))
+    results: list[list[Prompt] | ValueError] = []
+    for chat, attempt in zip(chats, rendered, strict=True):
+        if isinstance(attempt, ValueError):
+            results.append(attempt)
+            continue
+        ids = next(encoded)
+        meta = dict(chat.meta)
+        id_ = meta.pop("id", None)
+        name = rows.content_id(chat.messages) if id_ is None else str(id_)
+        fits = len(ids) < max_tokens
+        results.append([Prompt(name, chat.messages, ids, meta)] if fits else _too_long(len(ids), max_tokens))
+    return results
+
+
+@dataclass(slots=True)
+class _ParsedRanking:
+    ranking: Ranking
+
+    @property
+    def key(self) -> str:
+        return rows.ranking_key(self.ranking)
+
+
+def _parse_ranking(values: dict[str, Any]) -> _ParsedRanking:
+    ranking = rows.ranking(values)
+    if len(ranking.responses) > MAX_ANSWERS:
+        raise ValueError(f"{len(ranking.responses)} answers to one prompt; at most {MAX_ANSWERS} fit one batch element")
+    if ranking.not_rankable:
+        raise Unusable("marked not rankable")
+    if not ranking.pairs():
+        raise Unusable("all answers are tied: nothing to compare")
+    return _ParsedRanking(ranking)
+
+
+def _rankings(
+    encoder: ChatEncoder, items: list[_ParsedRanking], max_tokens: int
+) -> "list[list[RankedTokens] | ValueError]":
+    def render(ranking: Ranking) -> Any:
+        prompt = encoder.render_prompt(ranking.messages)
+        texts = [response.text for response in ranking.responses]
+        return prompt, [encoder.render([*ranking.messages, {"role": "assistant", "content": text}]) for text in texts]
+
+    rendered = [_attempt(render, item.ranking) for item in items]
+    good = [attempt for attempt in rendered if not isinstance(attempt, ValueError)]
+    prompts = iter(encoder.encode_prompts([prompt for prompt, _ in good]))
+    chats = iter(encoder.encode([chat for _, chats in good for chat in chats]))
+    results: list[list[RankedTokens] | ValueError] = []
+    for item, attempt in zip(items, rendered, strict=True):
+        if isinstance(attempt, ValueError):
+            results.append(attempt)
+            continue
+        prompt, answered = next(prompts), [next(chats)[0] for _ in item.ranking.responses]
+        if any(ids[: len(prompt)] != prompt for ids in answered):
+            raise UserError(
+                "With this chat template the tokens of a prompt change when an answer follows. End the generation "
+                "prompt with a special token, or give another template with `chat_template`."
+            )
+        results.append(_attempt_list(_ranked, item.ranking, prompt, [ids[:max_tokens] for ids in answered], max_tokens))
+    return results
+
+
+def _ranked(ranking: Ranking, prompt: list[int], sequences: list[list[int]], max_tokens: int) -> RankedTokens:
+    if len(prompt) >= max_tokens:
+        raise _too_long(len(prompt), max_tokens)
+    rank_of: dict[tuple[int, ...], int] = {}
+    for ids, rank in zip(sequences, ranking.ranks, strict=True):
+        if rank_of.setdefault(tuple(ids), rank) != rank:
+            raise ValueError("two answers are the same (within `max_tokens`), but ranked differently")
+    if len(set(rank_of.values())) < 2:
+        raise Unusable("all answers are tied: nothing to compare")
+    meta = ranking.meta | {"source": ranking.source, "iteration": ranking.iteration}
+    return RankedTokens(ranking.id, [list(ids) for ids in rank_of], list(rank_of.values()), len(prompt), meta)
+
+
+def _too_long(tokens: int, max_tokens: int) -> ValueError:
+    return ValueError(f"prompt longer than the context: {tokens} tokens, with `max_tokens` at {max_tokens}")
+
+
+def _attempt(function: Callable[..., T], *arguments: Any) -> T | ValueError:
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        return error
+
+
+def _attempt_list(function: Callable[..., T], *arguments: Any) -> list[T] | ValueError:
+    result = _attempt(function, *arguments)
+    return result if isinstance(result, ValueError) else [result]
+
+
+def _with_unique_ids(prompts: list[Prompt]) -> list[Prompt]:
+    """Ids seed the sampling: equal ones would give equal answers."""
+    seen: dict[str, int] = {}
+    result = []
+    for prompt in prompts:
+        seen[prompt.id] = seen.get(prompt.id, 0) + 1
+        result.append(prompt if seen[prompt.id] == 1 else replace(prompt, id=f"{prompt.id}#{seen[prompt.id]}"))
+    return result
