@@ -1,0 +1,184 @@
+"""The losses that model hosts optimise.
+
+A loss returns the *sum* over its units (tokens, or prompts with ranked answers) and sums of statistics. The host
+divides by `count` summed over every rank and micro-batch of the optimizer step, so that one token weighs the same in
+whatever micro-batch it sits. This is the token mean: long answers weigh more than short ones (a mean of sequence means
+would weigh each token of a short answer more). Sums are taken in float32; masks hold 0 or 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+Fields = dict[str, Tensor]
+Stats = dict[str, Tensor]
+
+
+class Loss(Protocol):
+    """head: which output of the model is read. fields: names of the batch fields that are read.
+
+    __call__(output, fields) -> (sum with gradient, statistics without). Statistics are sums, to be divided by `count`,
+    but for names that end in `_max` or `_min`, which are reduced by maximum or minimum (-inf, inf: nothing seen).
+    """
+
+    head: ClassVar[Literal["logprobs", "values", "scores"]]
+    fields: ClassVar[tuple[str, ...]]
+
+    def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]: ...
+
+    def count(self, fields: Fields) -> Tensor:
+        """Units in this micro-batch: what the sum is to be divided by once added up."""
+        ...
+
+
+@dataclass(frozen=True)
+class _PerToken:
+    """Losses whose unit is a token of the mask."""
+
+    def count(self, fields: Fields) -> Tensor:
+        return fields["mask"].sum().float()
+
+
+@dataclass(frozen=True)
+class NegativeLogLikelihood(_PerToken):
+    """-log p(token), over masked tokens. Output logprobs [T]; field mask [T]."""
+
+    head: ClassVar = "logprobs"
+    fields: ClassVar = ("mask",)
+
+    def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
+        loss = -_pick(output["logprobs"], fields["mask"]).sum()
+        return loss, {"loss": loss.detach()} | _entropy(output, fields["mask"])
+
+
+@dataclass(frozen=True)
+class PolicyClip(_PerToken):
+    """PPO's clipped surrogate (Schulman et al. 2017, equation 7), to be minimised.
+
+    With r = exp(logprob - old_logprob): -min(r A, clip(r, 1 - clip, 1 + clip) A).
+    Output logprobs [T] (and entropy [T], for the statistics); fields old_logprobs, advantages and mask, [T] each.
+    Statistics: `clip_fraction` counts tokens whose gradient the clip removed; `approx_kl` is r - 1 - log r, the
+    estimate k3 of KL(old || new) (Schulman 2020).
+    """
+
+    clip: float = 0.2
+    head: ClassVar = "logprobs"
+    fields: ClassVar = ("old_logprobs", "advantages", "mask")
+
+    def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
+        new, old, advantages = (
+            _pick(x, fields["mask"]) for x in (output["logprobs"], fields["old_logprobs"], fields["advantages"])
+        )
+        log_ratio = new - old
+        ratio = log_ratio.exp()
+        free, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - self.clip, 1 + self.clip)
+        loss = torch.maximum(free, clipped).sum()
+        with torch.no_grad():
+            stats = {
+                "loss": loss.detach(),
+                "clip_fraction": (clipped > free).float().sum(),
+                "approx_kl": (torch.expm1(log_ratio) - log_ratio).sum(),
+                "ratio": ratio.sum(),
+                "ratio_min": -_largest(-ratio),
+                "ratio_max": _largest(ratio),
+                "log_ratio_max": _largest(log_ratio.abs()),
+            }
+        return loss, stats | _entropy(output, fields["mask"])
+
+
+@dataclass(frozen=True)
+class ValueClip(_PerToken):
+    """PPO's value loss: 0.5 max((v - R)^2, (v_old + clip(v - v_old, -clip, clip) - R)^2); clip None: no clipping.
+
+    Output values [T]; fields old_values, returns and mask, [T] each.
+    """
+
+    clip: float | None = 0.2
+    head: ClassVar = "values"
+    fields: ClassVar = ("old_values", "returns", "mask")
+
+    def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
+        values, old, returns = (
+            _pick(x, fields["mask"]) for x in (output["values"], fields["old_values"], fields["returns"])
+        )
+        free = (values - returns).square()
+        clipped = free
+        if self.clip is not None:
+            clipped = (old + (values - old).clamp(-self.clip, self.clip) - returns).square()
+        loss = 0.5 * torch.maximum(free, clipped).sum()
+        with torch.no_grad():
+            return loss, {
+                "loss": loss.detach(),
+                "clip_fraction": (clipped > free).float().sum(),
+                "squared_error": free.sum(),
+                "value": values.sum(),
+                "value_min": -_largest(-values),
+                "value_max": _largest(values),
+            }
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ranked answers, all pairs of a prompt together (Ouyang et al. 2022, equation 1).
+
+    For each prompt the mean over its comparisons of -log sigmoid(score of the better - score of the worse). Tied
+    answers are not compared; with K answers and no ties there are K(K-1)/2 comparisons. Every prompt weighs the same,
+    however many answers it has; one whose answers are all tied counts for nothing.
+    Output scores [N]; fields group [N] (equal numbers: one prompt, whole in this micro-batch) and rank [N] (0 best).
+    Statistics, of each prompt a mean over its comparisons: `accuracy` (equal scores are half right), `margin`;
+    `pairs` is the number of comparisons.
+    """
+
+    head: ClassVar = "scores"
+    fields: ClassVar = ("group", "rank")
+
+    def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
+        scores = output["scores"].float()
+        better, worse, weight = self._pairs(fields)
+        margin = scores[better] - scores[worse]
+        loss = -(logsigmoid(margin) * weight).sum()
+        with torch.no_grad():
+            return loss, {
+                "loss": loss.detach(),
+                "accuracy": (torch.heaviside(margin, margin.new_tensor(0.5)) * weight).sum(),
+                "margin": (margin * weight).sum(),
+                "pairs": torch.tensor(float(len(margin)), device=scores.device),
+                "score_min": -_largest(-scores),
+                "score_max": _largest(scores),
+            }
+
+    def count(self, fields: Fields) -> Tensor:
+        return self._pairs(fields)[2].sum().round()
+
+    @staticmethod
+    def _pairs(fields: Fields) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices of the better and of the worse answer of each comparison, and 1 / comparisons of its prompt."""
+        group, rank = fields["group"], fields["rank"]
+        better, worse = ((group[:, None] == group) & (rank[:, None] < rank)).nonzero(as_tuple=True)
+        _, prompt, counts = torch.unique(group[better], return_inverse=True, return_counts=True)
+        return better, worse, 1.0 / counts[prompt].float()
+
+
+LOSSES: dict[str, Callable[..., Loss]] = {
+    "nll": NegativeLogLikelihood,
+    "policy_clip": PolicyClip,
+    "value_clip": ValueClip,
+    "ranking": Ranking,
+}
+
+
+def _pick(values: Tensor, mask: Tensor) -> Tensor:
+    """The masked tokens in float32. Picked, not multiplied: what is not a number outside the mask stays outside."""
+    return values[mask.bool()].float()
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.max() if values.numel() else values.new_tensor(-torch.inf)
+
+
+def _entropy(output: Fields, mask: Tensor) -> Stats:
+    return {"entropy": _pick(output["entropy"].detach(), mask).sum()} if "entropy" in output else {}
