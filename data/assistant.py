@@ -185,8 +185,8 @@ def _faq_text(rng: random.Random) -> str:
     for _ in range(2):
         kind = rng.choice(kinds)
         topic, question = rng.choice(_pool(kind, held_out=False))
-        parts.append(f"Question: {question} Answer: {reference_answer(kind, topic)}")
-    return " ".join(parts)
+        parts += [question, reference_answer(kind, topic)]
+    return "\n".join(parts)
 
 
 def text(n: int, seed: int) -> list[Row]:
