@@ -1,0 +1,168 @@
+"""YAML files as trees that remember the file and line of every key, so that an error can point at it."""
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quadriga.data.errors import UserError
+
+Key = str | int
+KeyPath = tuple[Key, ...]
+
+
+@dataclass
+class Document:
+    """A config tree of dicts, lists and scalars, and where each of its keys was written.
+
+    places: key path -> text such as `sft.yaml, line 3` or `the command line`.
+    """
+
+    tree: dict[str, Any]
+    places: dict[KeyPath, str] = field(default_factory=dict)
+
+    def place(self, path: KeyPath) -> str:
+        """Where a key was written; of a key that nobody wrote, its nearest parent."""
+        while path not in self.places and path:
+            path = path[:-1]
+        return self.places.get(path, "")
+
+    def get(self, path: KeyPath) -> Any:
+        """The value at a path; None where there is none."""
+        value: Any = self.tree
+        for key in path:
+            if isinstance(value, dict):
+                value = value.get(key)
+            elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+                value = value[key]
+            else:
+                return None
+        return value
+
+    def assign(self, path: KeyPath, value: Any, place: str) -> None:
+        """Set a value, making the mappings on the way. A list index may be one past the end.
+
+        Raises UserError when something on the way is neither a mapping nor a list.
+        """
+        parent: Any = self.tree
+        for depth, key in enumerate(path[:-1]):
+            if self.get(path[: depth + 1]) is None:
+                _put(parent, key, {}, path[: depth + 1])
+            parent = parent[key]
+        _put(parent, path[-1], value, path)
+        self._forget(path)
+        self.places[path] = place
+
+    def graft(self, path: KeyPath, other: "Document") -> None:
+        """Replace what is at a path by another document, with its places."""
+        self.assign(path, copy.deepcopy(other.tree), other.place(()))
+        for below, place in other.places.items():
+            self.places[path + below] = place
+
+    def part(self, path: KeyPath) -> "Document":
+        """A copy of what is below a path (a mapping)."""
+        depth = len(path)
+        places = {below[depth:]: place for below, place in self.places.items() if below[:depth] == path}
+        return Document(copy.deepcopy(self.get(path)), places | {(): self.place(path)})
+
+    def fill(self, path: KeyPath, default: "Document", below: KeyPath = ()) -> None:
+        """Take over from `default` every key that is not set at `path`, mapping by mapping."""
+        ours, theirs = self.get(path + below), default.get(below)
+        if ours is None:
+            self.assign(path + below, copy.deepcopy(theirs), default.place(below))
+        elif isinstance(ours, dict) and isinstance(theirs, dict):
+            for key in theirs:
+                self.fill(path, default, (*below, key))
+
+    def _forget(self, path: KeyPath) -> None:
+        for below in [below for below in self.places if below[: len(path)] == path]:
+            del self.places[below]
+
+
+def _put(parent: Any, key: Key, value: Any, path: KeyPath) -> None:
+    if isinstance(parent, dict):
+        parent[key] = value
+    elif isinstance(parent, list) and isinstance(key, int) and key <= len(parent):
+        parent[key : key + 1] = [value]
+    else:
+        what = f"a list of {len(parent)} items" if isinstance(parent, list) else f"`{parent}`"
+        raise UserError(f"`{dotted(path)}` cannot be set: `{dotted(path[:-1])}` is {what}.")
+
+
+def dotted(path: Sequence[Key]) -> str:
+    """`("a", 0, "b")` as `a.0.b`."""
+    return ".".join(map(str, path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars (1e-5 is a number; no, on and 1:30 are strings); a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"`{key.value}` is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_SCALARS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    "float": (r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regex) for tag, regex in resolvers if tag.endswith((":null", ":merge"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _name, (_regex, _first) in _SCALARS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^({_regex})$"), list(_first))
+
+
+def read_yaml(path: Path) -> Document:
+    """Read a YAML file that holds one mapping.
+
+    Raises UserError, naming file and line, when it is missing, unreadable, not YAML or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"There is no config file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a config file: {error}.") from None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        tree = loader.construct_document(node) if node else None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+    if node is None or not isinstance(tree, dict):
+        raise UserError(f"{path} holds no mapping: a config is made of `key: value` lines, the first of them `stage:`.")
+    places: dict[KeyPath, str] = {(): str(path)}
+    _locate(node, (), str(path), places)
+    return Document(tree, places)
+
+
+def read_value(text: str) -> Any:
+    """A value as YAML reads it: `1e-5`, `[a, b]`, `true`, `null`, else text. Raises UserError."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"`{text}` is not a valid YAML value: {getattr(error, 'problem', None) or error}.") from None
+
+
+def _locate(node: yaml.Node, path: KeyPath, file: str, places: dict[KeyPath, str]) -> None:
+    children: list[tuple[Key, yaml.Node, yaml.Node]] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [(key.value, key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = [(index, item, item) for index, item in enumerate(node.value)]
+    for key, written, value in children:
+        places[(*path, key)] = f"{file}, line {written.start_mark.line + 1}"
+        _locate(value, (*path, key), file, places)
