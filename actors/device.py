@@ -1,0 +1,70 @@
+"""What a device is: the only file that tells CPU from CUDA."""
+
+import os
+import resource
+from typing import Any
+
+ENVIRONMENT = {
+    # Models and data sets are local; a hub look-up would only wait for a time-out.
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning,ignore::DeprecationWarning",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "DS_LOG_LEVEL": "error",
+}
+
+
+def resolve_device(setting: str) -> str:
+    """`auto`, `cpu` or `cuda` -> the device of the processes of this run.
+
+    `auto` asks the Ray cluster: any GPU in it means CUDA.
+    """
+    if setting != "auto":
+        return setting
+    import ray
+
+    return "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
+
+
+def process_environment(device: str, threads: int) -> dict[str, str]:
+    """Environment of an actor process, set before it imports torch."""
+    env = dict(ENVIRONMENT, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    if device == "cpu":
+        env |= {"DS_ACCELERATOR": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_TARGET_DEVICE": "cpu"}
+    else:
+        env |= {"NCCL_CUMEM_ENABLE": "0"}
+    return env
+
+
+def start_torch(device: str, threads: int) -> Any:
+    """Prepare torch in this process; returns the torch.device models live on."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.cuda.set_device(0)
+        return torch.device("cuda", 0)
+    return torch.device("cpu")
+
+
+def communication_backend(device: str) -> str:
+    """torch.distributed backend of a group of ranks."""
+    return "nccl" if device == "cuda" else "gloo"
+
+
+def memory_bytes(device: str) -> int:
+    """Peak memory of this process on its device: CUDA allocations, or resident memory on CPU."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,84 @@
+"""A host's model in Hugging Face layout: the same gathers as a weight sync, no separate merger."""
+
+from pathlib import Path
+from typing import Any
+
+from quadriga.actors.weights import full_shape, gathered_buckets
+
+AUTO_CLASSES = {
+    "policy": "AutoModelForCausalLM",
+    "reward": "AutoModelForSequenceClassification",
+    "critic": "AutoModelForTokenClassification",
+}
+
+
+def export_model(model: Any, folder: Path, kind: str, extra: dict[str, Any], bucket_bytes: int, write: bool) -> None:
+    """Gather the whole model and, where `write`, save it to `folder`.
+
+    kind: `policy` (causal LM), `reward` (sequence classification, one label, head without bias) or `critic` (token
+    classification, one label). extra: more fields of config.json, such as `reward_shift` and `pad_token_id`.
+    Raises RuntimeError if a gathered tensor does not have its full shape.
+    """
+    state: dict[str, Any] = {}
+    names = list(model.named_parameters())  # tied tensors once, as the layout wants
+    expected = {name: full_shape(parameter) for name, parameter in names}
+    # A scalar model is kept as token classification; sequence classification has the same head without bias.
+    renamed = {"classifier.weight": "score.weight"} if kind == "reward" else {}
+    for bucket in gathered_buckets(model, bucket_bytes, names):
+        if not write:
+            continue
+        for name, tensor in bucket:
+            if tuple(tensor.shape) != expected[name]:
+                raise RuntimeError(f"{name} was gathered with shape {tuple(tensor.shape)}, not {expected[name]}")
+            if kind != "reward" or not name.endswith(("score.bias", "classifier.bias")):
+                state[renamed.get(name, name)] = tensor.cpu().clone()
+    if write:
+        _save(model, folder, kind, extra, state)
+
+
+def _save(model: Any, folder: Path, kind: str, extra: dict[str, Any], state: dict[str, Any]) -> None:
+    import copy
+
+    import transformers
+    from huggingface_hub import save_torch_state_dict
+
+    config = copy.deepcopy(model.config)
+    for key, value in extra.items():
+        setattr(config, key, value)
+    config.use_cache = True
+    config.dtype = next(iter(state.values())).dtype
+    config.architectures = [getattr(transformers, AUTO_CLASSES[kind])._model_mapping[type(config)].__name__]
+    if kind != "policy":
+        config.num_labels = 1
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    if kind == "policy":
+        model.generation_config.save_pretrained(folder)
+    save_torch_state_dict(state, folder)
+
+
+def save_fresh_model(shape: dict[str, Any], tokenizer: Any, seed: int, folder: Path) -> None:
+    """Write a causal LM with fresh weights and the tokenizer's special ids, for hosts to load like any other model.
+
+    shape: Hugging Face config fields. Raises UserError if they make no model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from quadriga.data.errors import UserError
+
+    ids = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    try:
+        fields = dict(shape)
+        config = AutoConfig.for_model(fields.pop("model_type"), **(fields | ids))
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception as error:
+        raise UserError(f"model.shape makes no model: {type(error).__name__}: {error}") from error
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,246 @@
+"""All ranks of one role as one object: plans a batch over them, sends it, puts the answers back in order."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quadriga.actors.device import process_environment
+from quadriga.actors.model_host import HostResult, HostSpec, ModelHost
+from quadriga.actors.placement import Placement, options
+from quadriga.actors.process import in_process
+from quadriga.actors.waiting import wait_all
+from quadriga.data.errors import Fault
+from quadriga.data.packing import PackedBatch, pack, plan, unpack
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Element:
+    """What stays together in a micro-batch: one sequence, or all answers to a prompt.
+
+    tokens: field -> one array a sequence, aligned with its tokens. per_sequence: field -> one number a sequence.
+    """
+
+    sequences: list[list[int]]
+    tokens: dict[str, list[Any]] = field(default_factory=dict)
+    per_sequence: dict[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return sum(len(sequence) for sequence in self.sequences)
+
+
+@dataclass
+class Update:
+    """One optimizer step: statistics (sums over the global batch, except `_max` and `_min`), gradient norm, timing."""
+
+    stats: dict[str, float]
+    grad_norm: float
+    seconds: float
+    micro_batches: int
+
+
+class Pending:
+    """A group call under way; `result()` waits for it (with the group's deadline)."""
+
+    def __init__(self, refs: dict[str, Any], phase: str, limit: float, finish: Callable[[dict[str, HostResult]], Any]):
+        self._refs, self._phase, self._limit, self._finish = refs, phase, limit, finish
+        self.seconds = 0.0
+
+    def result(self) -> Any:
+        """The gathered answer. Raises Fault naming phase, role and rank."""
+        results = wait_all(self._refs, self._phase, self._limit)
+        self.seconds = max(result.seconds for result in results.values())
+        return self._finish(results)
+
+
+class ActorGroup:
+    """N ranks of one role."""
+
+    def __init__(
+        self,
+        specs: list[HostSpec],
+        logs: str,
+        placement: Placement,
+        placement_group: Any = None,
+        host_class: type[ModelHost] = ModelHost,
+    ):
+        """Create the processes; `start_groups` makes them load.
+
+        logs: folder for `<role>-<rank>.log`. host_class: what runs in them.
+        """
+        import ray
+
+        self.specs, self.role = specs, specs[0].role
+        self.world = len(specs)
+        self.limits = specs[0].cluster.deadlines
+        self.memory = 0
+        self.description: dict[str, Any] = {}
+        self.logs = [f"{logs}/{self.role}-{spec.rank}.log" for spec in specs]
+        self.ranks = []
+        for spec, log in zip(specs, self.logs, strict=True):
+            name = f"{self.role}-{spec.rank}"
+            actor = ray.remote(in_process(host_class, log, name)).options(
+                runtime_env={"env_vars": process_environment(spec.device, spec.threads)},
+                **options(placement, placement_group, self.role, spec.rank),
+            )
+            self.ranks.append(actor.remote(spec))
+
+    def forward_logprobs(self, sequences: Sequence[list[int]], temperature: float, phase: str) -> Pending:
+        """-> [(log-probs, entropies)] a sequence, each [length] float32 aligned with its tokens."""
+
+        def unpacked(value: tuple[Array, Array], batch: PackedBatch) -> list[tuple[Array, Array]]:
+            return list(zip(*(unpack(part, batch.cu_seqlens) for part in value), strict=True))
+
+        return self._forward("forward_logprobs", sequences, phase, unpacked, temperature)
+
+    def forward_values(self, sequences: Sequence[list[int]], phase: str) -> Pending:
+        """-> [values] a sequence, each [length] float32 aligned with the token that was chosen."""
+        return self._forward("forward_values", sequences, phase, lambda value, batch: unpack(value, batch.cu_seqlens))
+
+    def forward_scores(self, sequences: Sequence[list[int]], phase: str) -> Pending:
+        """-> one float a sequence, read at its last token."""
+        return self._forward("forward_scores", sequences, phase, lambda value, batch: [float(x) for x in value])
+
+    def update(
+        self, elements: Sequence[Element], loss: Any, normalizer: float, lr: float, temperature: float = 1.0
+    ) -> Pending:
+        """One optimizer step on all elements -> Update.
+
+        normalizer: what the loss sum is divided by, a count over the whole batch. Raises Fault when ranks disagree on the
+        number of micro-batches or a trainable tensor stood still in the first step.
+        """
+        layout = plan([e.length for e in elements], self.world, self.specs[0].cluster.train_tokens)
+        parts = [[pack_elements([elements[i] for i in micro], loss.fields) for micro in rank] for rank in layout.ranks]
+        return self._call(
+            "update", [(batches, loss, normalizer, lr, temperature) for batches in parts], "update", _merge
+        )
+
+    def send_weights(self, version: int, workers: list[Any]) -> Pending:
+        """Stream the whole model to the rollout workers -> bytes sent to each."""
+        return self._call(
+            "send_weights", [(version, workers)] * self.world, "sync", lambda r: r[f"{self.role} 0"].value
+        )
+
+    def save(self, folder: str) -> Pending:
+        """Every rank writes its part of model and optimizer."""
+        return self._call("save", [(folder,)] * self.world, "checkpoint", _nothing)
+
+    def load(self, folder: str, steps: int) -> Pending:
+        """Every rank reads its part back."""
+        return self._call("load", [(folder, steps)] * self.world, "resume", _nothing)
+
+    def export(self, folder: str, kind: str, extra: dict[str, Any] | None = None) -> Pending:
+        """Write the model in Hugging Face layout; kind: policy, reward or critic."""
+        return self._call("export", [(folder, kind, extra or {})] * self.world, "export", _nothing)
+
+    def close(self) -> None:
+        """End the processes."""
+        import ray
+
+        for rank in self.ranks:
+            ray.kill(rank)
+
+    def _forward(
+        self, method: str, sequences: Sequence[list[int]], phase: str, unpacked: Callable[..., list[Any]], *more: Any
+    ) -> Pending:
+        layout = plan([len(s) for s in sequences], self.world, self.specs[0].cluster.forward_tokens)
+        packed = [
+            [pack_elements([Element([sequences[i]]) for i in micro], ()) for micro in rank] for rank in layout.ranks
+        ]
+
+        def finish(results: dict[str, HostResult]) -> list[Any]:
+            answers: list[Any] = [None] * len(sequences)
+            for rank, result in enumerate(results.values()):
+                for micro, value, batch in zip(layout.ranks[rank], result.value, packed[rank], strict=True):
+                    for index, answer in zip(micro, unpacked(value, batch), strict=False):
+                        answers[index] = answer
+            return answers
+
+        return self._call(method, [(batches, *more) for batches in packed], phase, finish)
+
+    def _call(self, method: str, arguments: list[tuple[Any, ...]], phase: str, finish: Callable[..., Any]) -> Pending:
+        refs = {
+            f"{self.role} {i}": getattr(rank, method).remote(*given)
+            for i, (rank, given) in enumerate(zip(self.ranks, arguments, strict=True))
+        }
+
+        def gather(results: dict[str, HostResult]) -> Any:
+            self.memory = max(self.memory, *(result.memory for result in results.values()))
+            return finish(results)
+
+        return Pending(refs, phase, self.limits.call, gather)
+
+
+def start_groups(groups: Sequence[ActorGroup]) -> None:
+    """Have all groups load their models at the same time; fills in each group's `description`."""
+    addresses = wait_all(
+        {f"{g.role} 0": g.ranks[0].address.remote() for g in groups}, "start", max(g.limits.start for g in groups)
+    )
+    refs = {
+        f"{g.role} {i}": rank.start.remote(addresses[f"{g.role} 0"]) for g in groups for i, rank in enumerate(g.ranks)
+    }
+    results = wait_all(refs, "start", max(g.limits.start for g in groups))
+    for group in groups:
+        first = results[f"{group.role} 0"]
+        group.description, group.memory = first.value, first.memory
+
+
+def pack_elements(elements: list[Element], fields: Sequence[str]) -> PackedBatch:
+    """Elements as one packed batch, with a `group` number a sequence; none makes a filler of weight zero.
+
+    A filler is one sequence of two tokens whose fields are all zero: it runs through every collective and adds nothing.
+    """
+    if not elements:
+        return PackedBatch(
+            token_ids=np.zeros(2, np.int64),
+            position_ids=np.arange(2),
+            cu_seqlens=np.array([0, 2], np.int32),
+            tokens={name: np.zeros(2, np.float32) for name in fields if name not in ("group", "rank")},
+            sequences={name: np.zeros(1, np.int64) for name in ("group", "rank") if name in fields},
+        )
+    sequences = [sequence for element in elements for sequence in element.sequences]
+    tokens = {name: [array for e in elements for array in e.tokens[name]] for name in elements[0].tokens}
+    per_sequence = {
+        name: [value for e in elements for value in e.per_sequence[name]] for name in elements[0].per_sequence
+    }
+    per_sequence["group"] = [number for number, e in enumerate(elements) for _ in e.sequences]
+    return pack(sequences, tokens, {name: np.asarray(values) for name, values in per_sequence.items()})
+
+
+def _merge(results: dict[str, HostResult]) -> Update:
+    updates = [result.value for result in results.values()]
+    counts = {update.micro_batches for update in updates}
+    if len(counts) > 1:
+        raise Fault(f"update: ranks ran different numbers of micro-batches: {sorted(counts)}", "update")
+    still = [set(update.still) for update in updates if update.still is not None]
+    if still and (stuck := sorted(set.intersection(*still))):
+        role = next(iter(results)).split()[0]
+        raise Fault(
+            f"update: after the first step with a learning rate above 0, {len(stuck)} trainable tensors of the {role} had "
+            f"not moved: {', '.join(stuck[:4])}{' ...' if len(stuck) > 4 else ''}",
+            "update",
+            role,
+        )
+    stats: dict[str, float] = {}
+    for update in updates:
+        for key, value in update.stats.items():
+            if key not in stats:
+                stats[key] = value
+            elif key.endswith("_max"):
+                stats[key] = max(stats[key], value)
+            elif key.endswith("_min"):
+                stats[key] = min(stats[key], value)
+            else:
+                stats[key] += value
+    seconds = max(result.seconds for result in results.values())
+    return Update(stats, updates[0].grad_norm, seconds, updates[0].micro_batches)
+
+
+def _nothing(results: dict[str, HostResult]) -> None:
+    return None

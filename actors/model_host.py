@@ -1,0 +1,242 @@
+"""One rank of one model: the process that computes. An `ActorGroup` owns several and is the only caller."""
+
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quadriga.actors.device import memory_bytes, start_torch
+from quadriga.actors.models import ModelSpec
+from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
+from quadriga.data.packing import PackedBatch
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """Everything a rank needs to start."""
+
+    role: Role
+    rank: int
+    world: int
+    model: ModelSpec
+    cluster: ClusterSettings
+    device: str
+    threads: int
+    optimizer: OptimizerSettings | None = None
+
+
+@dataclass
+class HostResult:
+    """What a call returns beside its value: seconds inside the host, its peak memory."""
+
+    value: Any
+    seconds: float
+    memory: int
+
+
+@dataclass
+class UpdateResult:
+    """One optimizer step of one rank: statistic sums of its micro-batches, gradient norm, tensors that did not move."""
+
+    stats: dict[str, float] = field(default_factory=dict)
+    grad_norm: float = 0.0
+    still: list[str] | None = None
+    micro_batches: int = 0
+
+
+class ModelHost:
+    """One rank of one model under ZeRO. One model per process: Hugging Face's ZeRO-3 hook is process-global."""
+
+    def __init__(self, spec: HostSpec):
+        self.spec = spec
+        self.steps = 0
+
+    def address(self) -> tuple[str, int]:
+        """This node's IP and a free port, for the group's rendezvous."""
+        import ray
+
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(self, master: tuple[str, int]) -> HostResult:
+        """Join the group, load and partition the model. Returns a description of what was loaded."""
+        began = time.monotonic()
+        spec = self.spec
+        os.environ.update(
+            RANK=str(spec.rank),
+            WORLD_SIZE=str(spec.world),
+            LOCAL_RANK="0",
+            MASTER_ADDR=master[0],
+            MASTER_PORT=str(master[1]),
+        )
+        self.device = start_torch(spec.device, spec.threads)
+        import torch
+
+        from quadriga.actors.models import load_model
+        from quadriga.actors.weights import full_shape
+        from quadriga.actors.zero import ZeroEngine, deepspeed_config
+
+        self.torch = torch
+        torch.manual_seed(spec.model.seed)
+        dtype = getattr(torch, spec.cluster.dtype)
+        config = deepspeed_config(spec.cluster, spec.cluster.host(spec.role), spec.optimizer, spec.device)
+        self.engine = ZeroEngine(lambda: load_model(spec.model, dtype), config, spec.optimizer, spec.device)
+        self.model = self.engine.module
+        parameters = sum(int(np.prod(full_shape(p))) for p in self.model.parameters())
+        partitioned, tensors = self.engine.partitioned()
+        description = {
+            "parameters": parameters,
+            "tensors": tensors,
+            "partitioned_tensors": partitioned,
+            "pid": os.getpid(),
+            "node": os.uname().nodename,
+        }
+        return self._result(description, began)
+
+    def forward_logprobs(self, batches: list[PackedBatch], temperature: float) -> HostResult:
+        """[(log-probs [T], entropies [T])] float32 of each batch."""
+        from quadriga.actors.models import token_logprobs
+
+        began = time.monotonic()
+        result = []
+        with self.torch.no_grad():
+            for batch in batches:
+                pair = token_logprobs(self.engine.engine, self.model, self._tensors(batch), temperature)
+                result.append(tuple(x.cpu().numpy() for x in pair))
+        return self._result(result, began)
+
+    def forward_values(self, batches: list[PackedBatch]) -> HostResult:
+        """[values [T]] float32: the value of the state in which each token was chosen (0 at a sequence's first)."""
+        began = time.monotonic()
+        with self.torch.no_grad():
+            result = [self._values(self._tensors(batch)).cpu().numpy() for batch in batches]
+        return self._result(result, began)
+
+    def forward_scores(self, batches: list[PackedBatch]) -> HostResult:
+        """[scores [N]] float32: the head's output at each sequence's last token (not shifted)."""
+        began = time.monotonic()
+        with self.torch.no_grad():
+            result = [self._scores(self._tensors(batch)).cpu().numpy() for batch in batches]
+        return self._result(result, began)
+
+    def update(
+        self, batches: list[PackedBatch], loss: Any, normalizer: float, lr: float, temperature: float
+    ) -> HostResult:
+        """One optimizer step: forward and backward over the micro-batches, then clip and apply.
+
+        normalizer: count (tokens, or groups) over all ranks and micro-batches of this step; ranks are averaged by ZeRO,
+        so each loss is scaled by the number of ranks. temperature: divides a causal LM's logits.
+        """
+        began = time.monotonic()
+        check = self.steps == 0 and lr > 0
+        before = self.engine.fingerprints() if check else {}
+        result = UpdateResult(micro_batches=len(batches))
+        for batch in batches:
+            self.forward_backward(batch, loss, normalizer, temperature, result.stats)
+        result.grad_norm = self.optimizer_step(lr)
+        if check:
+            result.still = self._still(before, lr)
+        self.steps += 1 if lr > 0 else 0
+        return self._result(result, began)
+
+    def forward_backward(
+        self, batch: PackedBatch, loss: Any, normalizer: float, temperature: float, stats: dict[str, float]
+    ) -> None:
+        """Accumulate one micro-batch's gradients; adds its statistic sums to `stats`."""
+        tensors = self._tensors(batch)
+        total, sums = loss(self._output(loss.head, tensors, temperature), tensors)
+        self.engine.backward(total * (self.engine.world / normalizer))
+        for key, value in (sums | {"loss": total.detach()}).items():
+            number = float(value)
+            if key.endswith("_max"):
+                stats[key] = max(stats.get(key, number), number)
+            elif key.endswith("_min"):
+                stats[key] = min(stats.get(key, number), number)
+            else:
+                stats[key] = stats.get(key, 0.0) + number
+
+    def optimizer_step(self, lr: float) -> float:
+        """Apply the accumulated gradients; returns their global norm before clipping."""
+        return self.engine.step(lr)
+
+    def send_weights(self, version: int, workers: list[Any]) -> HostResult:
+        """Stream the whole model to the rollout workers, every rank inside the same gathers; rank 0 talks to them."""
+        from quadriga.actors.weight_transfer import WeightSyncClient
+        from quadriga.actors.weights import gathered_buckets
+
+        began = time.monotonic()
+        cluster = self.spec.cluster
+        client = WeightSyncClient(workers, version, cluster.deadlines.call) if self.spec.rank == 0 else None
+        for bucket in gathered_buckets(self.model, cluster.bucket_bytes, self.weights_to_send()):
+            if client is not None:
+                client.send(bucket)
+        return self._result(client.finish() if client is not None else None, began)
+
+    def weights_to_send(self) -> list[tuple[str, Any]]:
+        """The tensors of a sync: always the whole model."""
+        from quadriga.actors.weights import named_weights
+
+        return named_weights(self.model)
+
+    def save(self, folder: str) -> HostResult:
+        """Write this rank's part of model and optimizer."""
+        began = time.monotonic()
+        self.engine.save(folder)
+        return self._result(None, began)
+
+    def load(self, folder: str, steps: int) -> HostResult:
+        """Read this rank's part of model and optimizer back; `steps` were done before."""
+        began = time.monotonic()
+        self.engine.load(folder)
+        self.steps = steps
+        return self._result(None, began)
+
+    def export(self, folder: str, kind: str, extra: dict[str, Any]) -> HostResult:
+        """Rank 0 writes the model in Hugging Face layout; every rank takes part in the gathers."""
+        from quadriga.actors.export import export_model
+
+        began = time.monotonic()
+        export_model(self.model, Path(folder), kind, extra, self.spec.cluster.bucket_bytes, write=self.spec.rank == 0)
+        return self._result(None, began)
+
+    def _output(self, head: str, tensors: dict[str, Any], temperature: float) -> dict[str, Any]:
+        if head == "logprobs":
+            from quadriga.actors.models import token_logprobs
+
+            logprobs, entropy = token_logprobs(self.engine.engine, self.model, tensors, temperature)
+            return {"logprobs": logprobs, "entropy": entropy}
+        return {"values": self._values(tensors)} if head == "values" else {"scores": self._scores(tensors)}
+
+    def _values(self, tensors: dict[str, Any]) -> Any:
+        from quadriga.actors.models import token_scalars
+
+        output = token_scalars(self.engine.engine, tensors)
+        return self.torch.where(tensors["first"], 0.0, self.torch.roll(output, 1))
+
+    def _scores(self, tensors: dict[str, Any]) -> Any:
+        from quadriga.actors.models import token_scalars
+
+        return token_scalars(self.engine.engine, tensors)[tensors["cu_seqlens"][1:].long() - 1]
+
+    def _tensors(self, batch: PackedBatch) -> dict[str, Any]:
+        """The batch's arrays on the device, with `first` marking each sequence's first token."""
+        torch = self.torch
+        fields = {"token_ids": batch.token_ids, "position_ids": batch.position_ids, "cu_seqlens": batch.cu_seqlens}
+        fields |= batch.tokens | batch.sequences
+        tensors = {name: torch.as_tensor(np.array(value)).to(self.device) for name, value in fields.items()}
+        first = torch.zeros(len(batch.token_ids), dtype=torch.bool, device=self.device)
+        first[tensors["cu_seqlens"][:-1].long()] = True
+        return tensors | {"first": first}
+
+    def _still(self, before: dict[str, tuple[str, float]], lr: float) -> list[str]:
+        """Trainable tensors that this step did not move though AdamW's first step (about lr) exceeds fp32 rounding."""
+        after = self.engine.fingerprints()
+        return [name for name, (digest, size) in before.items() if after[name][0] == digest and lr > size * 1.2e-7]
+
+    def _result(self, value: Any, began: float) -> HostResult:
+        return HostResult(value, time.monotonic() - began, memory_bytes(self.spec.device))

@@ -1,0 +1,152 @@
+"""Hugging Face models as packed, chunked per-token functions: log-probs from a causal LM, scalars from a head.
+
+A causal LM's head is replaced by `linear_logprobs`, so logits never exist whole; it lives inside the head's own forward
+because ZeRO-3 gathers a parameter only for the forward of the module that owns it. Critic and reward model are the
+same token-classification model with one label; what differs is which positions are read and how they are exported.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from quadriga.data.errors import UserError
+
+Head = Literal["logprobs", "scalar"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a host loads.
+
+    path: folder with config.json and safetensors weights. head: causal LM or one scalar a token. seed: of a scalar head
+    that the folder does not have. bias: start value of the scalar head's bias; None leaves it out of training at 0.
+    """
+
+    path: str
+    head: Head
+    seed: int = 0
+    bias: float | None = None
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The config.json of a model folder.
+
+    Raises UserError where there is none.
+    """
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path} is no model: it has no config.json. Give a folder written by save_pretrained.")
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is not JSON ({error}). Is the folder complete?") from None
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise UserError(f"{file} names no model_type, so it is no Hugging Face model.")
+    return config
+
+
+def load_model(spec: ModelSpec, dtype: Any) -> Any:
+    """The model of a spec, in eval mode (dropout stays off in every stage), ready for packed batches."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+
+    from quadriga.kernels.attention import register_varlen_attention
+
+    read_config(spec.path)
+    register_varlen_attention()
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "quadriga_varlen", "use_safetensors": True}
+    try:
+        if spec.head == "logprobs":
+            model = AutoModelForCausalLM.from_pretrained(spec.path, **options)
+            _replace_lm_head(model)
+        else:
+            model = AutoModelForTokenClassification.from_pretrained(spec.path, num_labels=1, **options)
+            _start_scalar_head(model, spec, torch)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{spec.path} does not load as a model: {error}") from error
+    model.config.use_cache = False
+    return model.eval()
+
+
+def scalar_head(model: Any) -> Any:
+    """The linear layer that gives one number a token."""
+    return model.score if hasattr(model, "score") else model.classifier
+
+
+def _replace_lm_head(model: Any) -> None:
+    import torch
+
+    from quadriga.kernels.logprobs import linear_logprobs
+
+    head = model.get_output_embeddings()
+    head.request = None
+
+    def forward(hidden: Any) -> Any:
+        targets, temperature = head.request
+        logprobs, entropy = linear_logprobs(
+            hidden[0], head.weight, targets, bias=getattr(head, "bias", None), temperature=temperature
+        )
+        return torch.stack([logprobs, entropy], dim=-1)[None]
+
+    head.forward = forward
+
+
+def _start_scalar_head(model: Any, spec: ModelSpec, torch: Any) -> None:
+    """Give a head that the folder lacks N(0, 1/sqrt(d+1)) weights (Stiennon et al. 2020, appendix B.1) and set the bias."""
+    head = scalar_head(model)
+    fresh = not _has_tensor(spec.path, ("score.weight", "classifier.weight"))
+    with _gathered([head.weight] + ([head.bias] if head.bias is not None else [])), torch.no_grad():
+        if fresh and head.weight.numel():
+            generator = torch.Generator().manual_seed(spec.seed)
+            values = torch.randn(head.weight.shape, generator=generator) / (head.weight.shape[1] + 1) ** 0.5
+            head.weight.copy_(values)
+        if head.bias is not None:
+            head.bias.fill_(spec.bias or 0.0)
+    if head.bias is not None and spec.bias is None:
+        head.bias.requires_grad_(False)
+
+
+def _has_tensor(path: str, names: tuple[str, ...]) -> bool:
+    from safetensors import safe_open
+
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            if any(name in tensors.keys() for name in names):  # noqa: SIM118 (safe_open is no mapping)
+                return True
+    return False
+
+
+def _gathered(parameters: list[Any]) -> Any:
+    """All ranks see, and rank 0's changes reach, whole tensors; nothing to do without ZeRO-3."""
+    from contextlib import nullcontext
+
+    if not any(hasattr(p, "ds_id") for p in parameters):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+
+
+def token_logprobs(engine: Any, model: Any, batch: dict[str, Any], temperature: float) -> tuple[Any, Any]:
+    """(log-probs, entropies) [T] float32 of a packed batch, aligned with the token they belong to (0 at a sequence's first)."""
+    import torch
+
+    model.get_output_embeddings().request = (torch.roll(batch["token_ids"], -1), temperature)
+    output = engine(**_inputs(batch)).logits[0]
+    aligned = torch.where(batch["first"][:, None], 0.0, torch.roll(output, 1, dims=0))
+    return aligned[:, 0], aligned[:, 1]
+
+
+def token_scalars(engine: Any, batch: dict[str, Any]) -> Any:
+    """One float32 number a position [T], the head's own output (not shifted)."""
+    return engine(**_inputs(batch)).logits[0, :, 0].float()
+
+
+def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "input_ids": batch["token_ids"][None],
+        "position_ids": batch["position_ids"][None],
+        "cu_seqlens": batch["cu_seqlens"],
+        "use_cache": False,
+    }
