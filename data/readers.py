@@ -132,8 +132,10 @@ def _read_text(path: Path) -> Iterator[Row]:
     """One row a paragraph: what stands between blank lines."""
     with _bytes(path) as file:
         text = file.read().decode("utf-8-sig").replace("\r\n", "\n")
+    line, position = 1, 0
     for match in re.finditer(r"\S[^\n]*(?:\n[^\n]*\S[^\n]*)*", text):
-        yield Row(str(path), text.count("\n", 0, match.start()) + 1, {"text": match.group().rstrip()})
+        line, position = line + text.count("\n", position, match.start()), match.start()
+        yield Row(str(path), line, {"text": match.group().rstrip()})
 
 
 def _read_dataset(path: Path) -> Iterator[Row]:

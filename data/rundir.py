@@ -1,0 +1,199 @@
+"""The folder of a run, and the writes that a kill at any moment leaves whole."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from quadriga.data.errors import UserError
+
+Status = Literal["running", "finished", "interrupted", "failed"]
+
+_SECRET_KEY = re.compile(
+    r"(^|[_.-])(token|password|passwd|secret|credentials?|authorization)$"
+    r"|(api|access|secret|private|license)[_-]?key([_-]id)?$",
+    re.IGNORECASE,
+)
+_SPECIAL_TOKEN = re.compile(r"(^|[_.-])(pad|bos|eos|unk|sep|cls|mask|stop|end)_token$", re.IGNORECASE)
+_SHORTEST_SECRET = 12
+_URL_PASSWORD = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+
+
+class RunDir:
+    """Where everything a run writes goes. Making the object touches nothing; `create` does.
+
+    Layout: config.yaml, run.json, metrics.jsonl, samples/, checkpoints/step-N/, export/<role>/, logs/.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config_path = self.path / "config.yaml"
+        self.run_json = self.path / "run.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.samples_dir = self.path / "samples"
+        self.checkpoints_dir = self.path / "checkpoints"
+        self.export_dir = self.path / "export"
+        self.logs_dir = self.path / "logs"
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: str | Path) -> "RunDir":
+        """Make the folders, or open those of an earlier attempt and finish what a kill cut off there.
+
+        Only one process may do so: the driver. Raises UserError when the folder cannot be written.
+        """
+        run = cls(Path(path).expanduser().absolute())
+        try:
+            for folder in (run.samples_dir, run.checkpoints_dir, run.export_dir, run.logs_dir):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = run.path / f".probe-{os.getpid()}"
+            probe.write_text("writable")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"The run directory {run.path} cannot be written: {error.strerror or error}. Give a folder that you "
+                "may write to with `run_dir`; on a cluster it must be one that every node sees."
+            ) from None
+        for folder in (run.checkpoints_dir, run.export_dir):
+            recover(folder)
+        return run
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the resolved config, without secrets."""
+        write_text_atomic(
+            self.config_path, yaml.safe_dump(without_secrets(config), sort_keys=False, allow_unicode=True)
+        )
+
+    def read_run(self) -> dict[str, Any]:
+        """What run.json says; empty before the first attempt. Raises UserError when it is not JSON."""
+        try:
+            return dict(json.loads(self.run_json.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(
+                f"{self.run_json} is damaged ({error}). Remove the run directory or choose another."
+            ) from None
+
+    def update_run(self, **fields: Any) -> dict[str, Any]:
+        """Set fields of run.json and return all of it."""
+        run = self.read_run() | without_secrets(fields)
+        write_json_atomic(self.run_json, run)
+        return run
+
+    def start_attempt(self, versions: Mapping[str, str]) -> int:
+        """Note that an attempt begins, with the versions of what it runs on. Returns its number, from 1."""
+        attempts = self.read_run().get("attempts", [])
+        attempts.append(
+            {"started": _now(), "ended": None, "status": "running", "versions": dict(versions), "error": None}
+        )
+        self.update_run(status="running", attempts=attempts)
+        return len(attempts)
+
+    def end_attempt(self, status: Status, error: str | None = None) -> None:
+        """Note how the attempt ended; `error` is the root cause."""
+        attempts = self.read_run().get("attempts", [])
+        if attempts:
+            attempts[-1] |= {"ended": _now(), "status": status, "error": error}
+        self.update_run(status=status, attempts=attempts)
+
+    def checkpoint_dir(self, step: int) -> Path:
+        """Folder of the checkpoint after `step` steps."""
+        return self.checkpoints_dir / f"step-{step}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps with a published checkpoint, oldest first."""
+        found = (re.fullmatch(r"step-(\d+)", folder.name) for folder in self.checkpoints_dir.glob("step-*"))
+        return sorted(int(match.group(1)) for match in found if match)
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Replace a file such that a reader, or a kill, finds the old text or the new, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """`write_text_atomic` of JSON."""
+    write_text_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def publish(temporary: str | Path, final: str | Path) -> None:
+    """Give a finished folder its name: everything in it is on disk first, and the one it replaces goes last.
+
+    Both must be in one parent folder. A kill between the two renames leaves `<final>.old`, which `recover` puts back.
+    """
+    temporary, final = Path(temporary), Path(final)
+    if temporary.parent.resolve() != final.parent.resolve():
+        raise ValueError(f"{temporary} and {final} are not in one folder")
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+    old = final.with_name(f"{final.name}.old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    temporary.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(parent: str | Path) -> None:
+    """Finish the `publish` calls that a kill cut off in `parent`, and remove unfinished `*.tmp` folders."""
+    for old in Path(parent).glob("*.old"):
+        final = old.with_suffix("")
+        if final.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(final)
+    for temporary in Path(parent).glob("*.tmp"):
+        shutil.rmtree(temporary)
+
+
+def without_secrets(value: Any) -> Any:
+    """A copy without keys that name secrets, passwords in addresses, and values of secret environment variables."""
+    secrets = {v: k for k, v in os.environ.items() if _names_secret(k) and len(v) >= _SHORTEST_SECRET}
+    return _strip(value, secrets)
+
+
+def _strip(value: Any, secrets: dict[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _strip(v, secrets) for k, v in value.items() if not (_names_secret(k) and isinstance(v, str))}
+    if isinstance(value, list | tuple):
+        return [_strip(item, secrets) for item in value]
+    if isinstance(value, str):
+        for secret, name in secrets.items():
+            value = value.replace(secret, f"${name}")
+        return _URL_PASSWORD.sub("***", value)
+    return value
+
+
+def _names_secret(key: Any) -> bool:
+    return isinstance(key, str) and bool(_SECRET_KEY.search(key)) and not _SPECIAL_TOKEN.search(key)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
