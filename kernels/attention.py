@@ -44,9 +44,9 @@ def varlen_attention(
     start = 0
     for count, length in layout.groups:
         rows = slice(start, start := start + count * length)
-        batch = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+        query, key, value = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
         out = scaled_dot_product_attention(
-            *batch, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
         )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     if not outputs:

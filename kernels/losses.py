@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 
 Fields = dict[str, Tensor]
 Stats = dict[str, Tensor]
+Head = Literal["logprobs", "values", "scores"]
 
 
 class Loss(Protocol):
@@ -25,7 +26,7 @@ class Loss(Protocol):
     but for names that end in `_max` or `_min`, which are reduced by maximum or minimum (-inf, inf: nothing seen).
     """
 
-    head: ClassVar[Literal["logprobs", "values", "scores"]]
+    head: ClassVar[Head]
     fields: ClassVar[tuple[str, ...]]
 
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]: ...
@@ -47,8 +48,8 @@ class _PerToken:
 class NegativeLogLikelihood(_PerToken):
     """-log p(token), over masked tokens. Output logprobs [T]; field mask [T]."""
 
-    head: ClassVar = "logprobs"
-    fields: ClassVar = ("mask",)
+    head: ClassVar[Head] = "logprobs"
+    fields: ClassVar[tuple[str, ...]] = ("mask",)
 
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
         loss = -_pick(output["logprobs"], fields["mask"]).sum()
@@ -66,8 +67,8 @@ class PolicyClip(_PerToken):
     """
 
     clip: float = 0.2
-    head: ClassVar = "logprobs"
-    fields: ClassVar = ("old_logprobs", "advantages", "mask")
+    head: ClassVar[Head] = "logprobs"
+    fields: ClassVar[tuple[str, ...]] = ("old_logprobs", "advantages", "mask")
 
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
         new, old, advantages = (
@@ -98,8 +99,8 @@ class ValueClip(_PerToken):
     """
 
     clip: float | None = 0.2
-    head: ClassVar = "values"
-    fields: ClassVar = ("old_values", "returns", "mask")
+    head: ClassVar[Head] = "values"
+    fields: ClassVar[tuple[str, ...]] = ("old_values", "returns", "mask")
 
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
         values, old, returns = (
@@ -133,8 +134,8 @@ class Ranking:
     `pairs` is the number of comparisons.
     """
 
-    head: ClassVar = "scores"
-    fields: ClassVar = ("group", "rank")
+    head: ClassVar[Head] = "scores"
+    fields: ClassVar[tuple[str, ...]] = ("group", "rank")
 
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
         scores = output["scores"].float()
