@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadriga.orchestrator.schedule import lr
 from quadriga.actors.settings import OptimizerSettings
+from quadriga.orchestrator.schedule import lr
 
 
 def rates(total: int, **kwargs: object) -> list[float]:
