@@ -174,7 +174,9 @@ class _Loader(Generic[K, T]):
         split, skipped = self.split, self.split.skipped
         if not split.train:
             names = ", ".join(_name(source) for source in self.settings.train)
-            why = f"all {len(skipped)} rows were left out, the first because: {skipped[0]}" if skipped else "no rows"
+            why = (
+                f"each row was left out ({len(skipped)} in all), the first for: {skipped[0]}" if skipped else "no rows"
+            )
             raise UserError(f"The data set {names} is empty: {why}. Check the path, `columns` and `split`.")
         asked = self.settings.heldout or [source for source in self.settings.train if source.split is None]
         if not split.heldout and asked and (self.settings.heldout or self.settings.heldout_fraction):

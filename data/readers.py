@@ -95,8 +95,10 @@ def _read_jsonl(path: Path) -> Iterator[Row | BadRow]:
                 continue
             try:
                 value = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
-                yield BadRow(str(path), number, f"not JSON ({error})")
+            except json.JSONDecodeError as error:
+                yield BadRow(str(path), number, f"not JSON ({error.msg}, column {error.colno})")
+            except UnicodeDecodeError as error:
+                yield BadRow(str(path), number, f"not UTF-8 text ({error.reason}, byte {error.start + 1})")
             else:
                 yield _checked(path, number, value)
 

@@ -1,0 +1,205 @@
+"""The loss mask covers what the assistant says and its end token, for every kind of template, or is refused."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from quadriga.data.chat import TEXT_TEMPLATE, ChatEncoder, encode_chat, encode_prompt, set_chat_template
+from quadriga.data.errors import UserError
+from quadriga.data.tokenizer import load_tokenizer, train_tokenizer
+
+STORIES = Path(__file__).parents[3] / "../shared/data/stories260K/hf"
+CHAT = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": " Hello there "},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": "Who?"},
+    {"role": "assistant", "content": "Me, ünï\n"},
+]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] }}{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+OURS = train_tokenizer(["Hello there, who are you? Me. Be kind."] * 3, 300)
+
+
+def foreign(template=None, bos=None, adds_bos=False, eos="<|im_end|>"):
+    """A byte-level tokenizer as others make them."""
+    backend = Tokenizer(
+        models.BPE(vocab={c: n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>", "<pad>", "<s>", "<|eot|>"])
+    if adds_bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, pad_token="<pad>", bos_token=bos)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def masked_text(tokenizer, messages):
+    ids, mask = encode_chat(tokenizer, messages)
+    return tokenizer.decode([id_ for id_, m in zip(ids, mask, strict=True) if m])
+
+
+def test_our_template_token_by_token():
+    ids, mask = encode_chat(OURS, CHAT)
+    plain = {
+        text: OURS(text, add_special_tokens=False).input_ids
+        for text in ("Be kind.", "Hello there", "Hi.", "Who?", "Me, ünï")
+    }
+    parts = [([1], 0), ([5, *plain["Be kind."]], 0), ([3, *plain["Hello there"]], 0), ([4], 0), ([*plain["Hi."], 2], 1)]
+    parts += [([3, *plain["Who?"]], 0), ([4], 0), ([*plain["Me, ünï"], 2], 1)]
+    assert ids == [id_ for part, _ in parts for id_ in part]
+    assert mask == [m for part, m in parts for _ in part]
+
+
+def test_the_prompt_is_the_beginning_of_the_answered_chat():
+    for tokenizer in (OURS, foreign(CHATML), foreign(MARKED), foreign()):
+        prompt, (ids, mask) = encode_prompt(tokenizer, CHAT[:-1]), encode_chat(tokenizer, CHAT)
+        assert ids[: len(prompt)] == prompt
+        assert mask[len(prompt)] == 1 and mask[len(prompt) - 1] == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.text(), st.text().filter(str.strip)), min_size=1, max_size=3))
+def test_any_text_comes_back_from_the_mask(turns):
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    try:
+        ids, mask = encode_chat(OURS, messages)
+    except ValueError as error:
+        assert "special token" in str(error)
+        return
+    assert ids.count(1) == 1 and ids[0] == 1
+    answered = OURS.decode([id_ for id_, m in zip(ids, mask, strict=True) if m])
+    assert answered == "".join(text.strip() + "<eos>" for _, text in turns)
+
+
+def test_templates_with_and_without_marks_give_one_mask():
+    """The marks leave the end token out; it is taken in. The newline after it is never the assistant's."""
+    assert encode_chat(foreign(CHATML), CHAT) == encode_chat(foreign(MARKED), CHAT)
+    assert masked_text(foreign(CHATML), CHAT) == "Hi.<|im_end|>Me, ünï\n<|im_end|>"
+
+
+def test_a_tokenizer_without_template_gets_plain_text():
+    tokenizer = foreign(bos="<s>")
+    ids, _ = encode_chat(tokenizer, CHAT)
+    assert tokenizer.decode(ids) == (
+        "<s>Be kind.\nUser: Hello there\nAssistant: Hi.<|im_end|>\nUser: Who?\nAssistant: Me, ünï<|im_end|>"
+    )
+    assert masked_text(tokenizer, CHAT) == " Hi.<|im_end|> Me, ünï<|im_end|>"
+    assert tokenizer.decode(encode_prompt(tokenizer, CHAT[:2])) == "<s>Be kind.\nUser: Hello there\nAssistant:"
+
+
+def test_exactly_one_bos():
+    with_bos = "{{ bos_token }}" + CHATML
+    for tokenizer in (
+        foreign(with_bos, bos="<s>"),
+        foreign(with_bos, bos="<s>", adds_bos=True),
+        foreign(CHATML, bos="<s>", adds_bos=True),  # the model expects one that the template forgets
+    ):
+        bos = tokenizer.bos_token_id
+        ids, mask = encode_chat(tokenizer, CHAT)
+        assert ids.count(bos) == 1 and ids[0] == bos and len(mask) == len(ids) and mask[0] == 0
+        assert encode_prompt(tokenizer, CHAT[:2])[:2].count(bos) == 1
+    assert encode_chat(foreign(CHATML), CHAT)[0][0] == foreign().convert_tokens_to_ids("<|im_start|>")
+    with pytest.raises(UserError, match="twice at the start"):
+        encode_chat(foreign("{{ bos_token }}" + with_bos, bos="<s>"), CHAT)
+
+
+def test_templates_that_cannot_be_trained_with_are_refused():
+    with pytest.raises(UserError, match="does not end an assistant message with '<\\|eot\\|>'"):
+        encode_chat(foreign(CHATML, eos="<|eot|>"), CHAT)
+    last_only = (
+        "{% for m in messages %}{% if loop.last or m['role'] != 'assistant' %}"
+        "{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    with pytest.raises(UserError, match="rewrites earlier messages"):
+        encode_chat(foreign(last_only), CHAT)
+    with pytest.raises(UserError, match="generation prompt differs"):
+        encode_chat(foreign(MARKED.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>bot\n{% endif %}")), CHAT)
+
+
+def test_a_generation_prompt_that_ends_inside_a_token_is_refused():
+    """With the blank in the prompt, " Me" would be one token in training and two when generating."""
+    tokenizer = train_tokenizer([" Me Me Me Me"] * 5, 300)
+    assert tokenizer.tokenize(" Me") == ["ĠMe"]
+    tokenizer.chat_template = (
+        TEXT_TEMPLATE.replace("'Assistant:' }}", "'Assistant: ' }}")
+        .replace("' ' + message['content']", "message['content']")
+        .replace("'\\nAssistant:'", "'\\nAssistant: '")
+    )
+    with pytest.raises(UserError, match="ends inside a token"):
+        encode_chat(tokenizer, [{"role": "user", "content": "Who"}, {"role": "assistant", "content": "Me"}])
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([], "at least one"),
+        ("hi", "not a list"),
+        ([{"role": "user"}], "no `role` and `content`"),
+        ([{"role": "tool", "content": "x"}], "role 'tool'"),
+        ([{"role": "user", "content": None}], "not text"),
+        ([{"role": "assistant", "content": "x"}], "begins with an assistant"),
+        ([CHAT[1]], "not the assistant's"),
+        ([CHAT[1], {"role": "assistant", "content": " \n"}], "is empty"),
+        ([{"role": "user", "content": "a <eos> b"}, CHAT[2]], "special token '<eos>'"),
+    ],
+)
+def test_chats_that_cannot_be_used(messages, reason):
+    with pytest.raises(ValueError, match=reason):
+        encode_chat(OURS, messages)
+
+
+def test_a_template_may_refuse_a_chat():
+    strict = foreign(
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+    )
+    with pytest.raises(ValueError, match="no system role"):
+        encode_chat(strict, CHAT)
+    with pytest.raises(ValueError, match="nothing is asked"):
+        encode_prompt(OURS, CHAT)
+
+
+def test_a_template_file_is_used_and_a_missing_one_reported(tmp_path):
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    tokenizer = foreign(MARKED)
+    set_chat_template(tokenizer, str(tmp_path / "chat.jinja"))
+    assert not ChatEncoder(tokenizer).marked
+    with pytest.raises(UserError, match="cannot be read"):
+        set_chat_template(tokenizer, str(tmp_path / "none.jinja"))
+
+
+def test_a_padding_id_inside_an_answer_stays_in_the_mask():
+    """No mask is made from ids: a pad token that is an ordinary one changes nothing."""
+    tokenizer = foreign(CHATML)
+    before = encode_chat(tokenizer, CHAT)
+    tokenizer.pad_token = tokenizer.eos_token
+    assert encode_chat(tokenizer, CHAT) == before
+
+
+@pytest.mark.skipif(not STORIES.exists(), reason="the stories260K tokenizer is not here")
+def test_a_real_llama_tokenizer_without_a_template():
+    tokenizer = load_tokenizer(STORIES)
+    ids, mask = encode_chat(tokenizer, CHAT)
+    assert ids[0] == 1 and ids.count(1) == 1
+    assert ids.count(2) == 2 and all(mask[i] for i, id_ in enumerate(ids) if id_ == 2)
+    assert masked_text(tokenizer, CHAT).split("</s>")[0].strip() == "Hi."
+    assert ids[: len(encode_prompt(tokenizer, CHAT[:-1]))] == encode_prompt(tokenizer, CHAT[:-1])
