@@ -1,0 +1,214 @@
+"""What can be known to be wrong with a config before anything starts: placement, functions, models, data."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from quadriga.actors.device import cores
+from quadriga.actors.judges import Judge
+from quadriga.actors.placement import place
+from quadriga.actors.settings import AnswerFunction, ModelSettings, Role
+from quadriga.data.errors import UserError
+from quadriga.launch import model_checks
+from quadriga.launch.config import build, is_placeholder, placeholders
+from quadriga.launch.effects import idle_on_this_machine
+from quadriga.launch.explain import summary
+from quadriga.orchestrator.settings import (
+    PipelineStage,
+    PpoStage,
+    PretrainStage,
+    RankStage,
+    RewardStage,
+    StageBase,
+    TrainStage,
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `problem`: it must be mended; `note`: it is worth knowing."""
+
+    level: Literal["ok", "note", "problem"]
+    subject: str
+    text: str
+
+
+@dataclass
+class Inspection:
+    """Findings as they come in."""
+
+    subject: str = ""
+    findings: list[Finding] = field(default_factory=list)
+
+    def look(self, check: Callable[..., str | None], *arguments: Any) -> bool:
+        """Keep what a check says: its text, or the UserError it raises. True when it found no problem."""
+        try:
+            text = check(*arguments)
+        except UserError as error:
+            self.findings.append(Finding("problem", self.subject, str(error)))
+            return False
+        if text:
+            self.findings.append(Finding("ok", self.subject, text))
+        return True
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        self.findings.append(Finding("note", self.subject, text))
+
+
+def check_config(stage: Any) -> list[Finding]:
+    """Look at everything that a stage, or every stage of a pipeline, needs. Starts no Ray, DeepSpeed or vLLM."""
+    inspection = Inspection()
+    if isinstance(stage, PipelineStage):
+        _inspect_pipeline(stage, inspection)
+    else:
+        _inspect_stage(stage, inspection, stage.name)
+    return inspection.findings
+
+
+def require_sound(stage: Any) -> list[str]:
+    """The notes of `check_config`. Raises UserError, one paragraph, when it finds a problem."""
+    findings = check_config(stage)
+    problems = [finding for finding in findings if finding.level == "problem"]
+    if problems:
+        named = isinstance(stage, PipelineStage)
+        raise UserError(summary([f"Stage `{each.subject}`: {each.text}" if named else each.text for each in problems]))
+    return list(dict.fromkeys(finding.text for finding in findings if finding.level == "note"))
+
+
+@cache
+def gpu_count() -> int:
+    """GPUs that torch can use here. Looks only where there is a driver, because the question costs seconds."""
+    if shutil.which("nvidia-smi") is None and not Path("/dev/nvidia0").exists():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _inspect_pipeline(pipeline: PipelineStage, inspection: Inspection) -> None:
+    entries = [*pipeline.stages, *pipeline.repeat]
+    stages = [build(entry.config, placeholders(entry)) for entry in entries]
+    generates = any(isinstance(stage, PpoStage | RankStage) for stage in stages)
+    for entry, stage in zip(entries, stages, strict=True):
+        _inspect_stage(stage, inspection, entry.name)
+        # Its model is what later stages generate with.
+        if generates and isinstance(stage, PretrainStage):
+            inspection.look(_servable, stage.model, stage)
+    if pipeline.evaluation is not None:
+        inspection.subject = "evaluation"
+        inspection.look(_function_imports, pipeline.evaluation.gold)
+        inspection.look(model_checks.data_reads, pipeline.evaluation.prompts)
+
+
+def _inspect_stage(stage: Any, inspection: Inspection, subject: str) -> None:
+    inspection.subject = subject
+    inspection.look(_possible, stage)
+    inspection.look(_placeable, stage)
+    for note in idle_on_this_machine(stage.cluster, gpu_count() > 0):
+        inspection.note(note)
+    for function in _functions(stage):
+        inspection.look(_function_imports, function)
+    sound = [inspection.look(model_checks.loadable, model) for model in _models(stage)]
+    if isinstance(stage, PpoStage | RankStage) and sound[0]:
+        inspection.look(_servable, stage.policy, stage)
+    if all(sound):
+        _inspect_data(stage, inspection)
+
+
+def _inspect_data(stage: Any, inspection: Inspection) -> None:
+    """Tokenizer, template, context and a sample of the rows; of a model that is not made yet, only the rows."""
+    model = stage.model if isinstance(stage, TrainStage) else stage.policy
+    folder = stage.tokenizer.path if isinstance(stage, PretrainStage) else model.path
+    data = stage.data if isinstance(stage, TrainStage) else stage.prompts
+    inspection.look(model_checks.context_suffices, model, data)
+    if model_checks.made_later(data):
+        return
+    if folder is None or is_placeholder(folder):
+        inspection.look(model_checks.data_reads, data)
+        return
+    if inspection.look(model_checks.tokenizer_sound, folder, data.chat_template, model):
+        inspection.look(model_checks.data_loads, stage, folder)
+    if isinstance(stage, PpoStage) and stage.reward.path and not is_placeholder(stage.reward.path):
+        inspection.look(model_checks.same_tokenizer, folder, stage.reward.path)
+
+
+def _models(stage: Any) -> Iterator[ModelSettings]:
+    """The models a stage starts from; the policy first."""
+    for name in ("model", "policy", "reference", "critic"):
+        model = getattr(stage, name, None)
+        if model is not None:
+            yield model
+    if isinstance(stage, PpoStage) and stage.reward.path is not None:
+        yield ModelSettings(path=stage.reward.path, shape=None)
+
+
+def _functions(stage: Any) -> Iterator[AnswerFunction]:
+    if isinstance(stage, PpoStage):
+        yield from (function for function in (stage.reward.function, stage.gold) if function is not None)
+    if isinstance(stage, RankStage):
+        yield stage.annotator
+
+
+def _possible(stage: Any) -> None:
+    """Settings that contradict each other."""
+    for name in ("model", "policy", "reference", "critic"):
+        model = getattr(stage, name, None)
+        if model is not None and model.shape is not None and not isinstance(stage, PretrainStage):
+            raise UserError(
+                f"`{name}` gives a shape, a model with fresh weights and no tokenizer, which only pre-training can "
+                f"start from. Name a model folder: `{name}.path`."
+            )
+    if isinstance(stage, PpoStage | RankStage) and stage.sampling.temperature == 0:
+        raise UserError("`sampling.temperature` is 0: every answer to a prompt would be the same. Set it above 0.")
+    if isinstance(stage, PpoStage) and stage.critic is None and stage.reward.path is None:
+        raise UserError(
+            "The critic starts from the reward model, and `reward.function` is none. Name a model folder with "
+            "`critic.path`; the policy's own will do."
+        )
+    if isinstance(stage, RankStage):
+        fewest, most = stage.answers_per_prompt
+        if not 2 <= fewest <= most:
+            raise UserError(f"`answers_per_prompt` is [{fewest}, {most}]: give at least 2, the smaller number first.")
+
+
+def _placeable(stage: Any) -> None:
+    """The machine has the cores or GPUs for every process. A cluster to join is asked when the run has joined it."""
+    cluster = stage.cluster
+    if cluster.address is not None:
+        return
+    device = ("cuda" if gpu_count() else "cpu") if cluster.device == "auto" else cluster.device
+    if device == "cuda" and not gpu_count():
+        raise UserError("`cluster.device` is cuda, but torch finds no GPU here. Set it to cpu, or join a cluster.")
+    hosts = {role: cluster.host(role) for role in _roles(stage)}
+    wanted: dict[str, tuple[int, float]] = {role: (host.ranks, host.gpus) for role, host in hosts.items()}
+    if isinstance(stage, PpoStage | RankStage):
+        rollout = cluster.rollout
+        wanted["rollout"] = (rollout.workers, rollout.gpus * rollout.tensor_parallel)
+    place(wanted, device, cluster.placement, cores(), gpu_count())
+
+
+def _roles(stage: Any) -> list[Role]:
+    """The models that a stage keeps in processes of their own."""
+    if isinstance(stage, PpoStage):
+        judged: list[Role] = ["reward"] if stage.reward.path else []
+        return ["actor", "critic", "reference", *judged]
+    if isinstance(stage, RewardStage):
+        return ["reward"]
+    return ["actor"] if isinstance(stage, TrainStage) else []
+
+
+def _function_imports(function: AnswerFunction) -> str:
+    """In a subprocess, as the run itself does it: importing a user's module may do anything."""
+    Judge(function.model_copy(update={"processes": 1})).close()
+    return f"function {function.function} imports"
+
+
+def _servable(model: ModelSettings, stage: StageBase) -> str | None:
+    """vLLM can generate with the model on this device."""
+    if stage.cluster.device == "cuda" or (stage.cluster.device == "auto" and gpu_count()):
+        return None
+    return model_checks.head_size_served_on_cpu(model)

@@ -1,0 +1,162 @@
+"""The `quadriga` command. Heavy packages are imported inside the commands, so that `--help` is instant."""
+
+import json
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from quadriga.data.errors import Fault, UserError
+
+app = typer.Typer(
+    name="quadriga",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Train assistants from human feedback, from a laptop to a cluster.\n\n"
+        "Start here: [bold]quadriga run configs/assistant/pipeline.yaml[/bold] trains a small assistant end to end.\n\n"
+        "Every command that takes a CONFIG takes changes to it as [bold]key.path=value[/bold], for example "
+        "[bold]total_steps=20 optimizer.lr=1e-4 cluster=clusters/local[/bold]."
+    ),
+    epilog="Any command takes [bold]--debug[/bold], which shows the traceback of an error.",
+)
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a stage or a pipeline.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Changes to the config.", show_default=False)
+]
+
+
+@app.command()
+def run(config: Config, overrides: Overrides = None) -> None:
+    """Run a stage or a pipeline; run again, it goes on where it stopped.
+
+    Examples:
+
+      quadriga run configs/assistant/pipeline.yaml
+
+      quadriga run configs/assistant/sft.yaml total_steps=50 run_dir=runs/short
+
+      quadriga run configs/assistant/pipeline.yaml stages.sft.config.optimizer.lr=1e-3
+
+      quadriga run my-ppo.yaml cluster=clusters/h100x8-8b
+    """
+    from quadriga.launch.checks import require_sound
+    from quadriga.launch.config import build, load_config
+
+    stage, console = load_config(config, overrides or []), Console()
+    with console.status("Checking the config"):
+        notes = require_sound(stage)
+    for note in notes:
+        console.print(f"Note: {note}", style="yellow", markup=False)
+    from quadriga.orchestrator.run import run_stage
+
+    raise typer.Exit(run_stage(stage, build=build, console=console))
+
+
+@app.command()
+def data(
+    config: Config,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to show of each stage.")] = 2,
+    scan: Annotated[int, typer.Option(min=1, help="Rows to read of each source.")] = 1000,
+) -> None:
+    """Show tokens, chat template and loss mask of a few rows before anything is trained.
+
+    What the model learns is green, what it is given is dim.
+
+    Examples:
+
+      quadriga data configs/assistant/pipeline.yaml
+
+      quadriga data my-sft.yaml data.train=more.jsonl --rows 5
+    """
+    from quadriga.launch.config import load_config
+
+    stage = load_config(config, overrides or [])
+    from quadriga.launch.data_view import DataView
+
+    DataView(Console(), rows, scan).show(stage)
+
+
+@app.command()
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="A config to look at too.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look for what would stop a run: this machine, the installed versions and, given a CONFIG, all that it names.
+
+    Examples:
+
+      quadriga doctor
+
+      quadriga doctor configs/assistant/pipeline.yaml
+    """
+    from quadriga.launch.config import load_config
+
+    stage = load_config(config, overrides or []) if config else None
+    from quadriga.launch.doctor import doctor as look
+
+    raise typer.Exit(2 if look(stage, Console(), config) else 0)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of config files, for editors that check and complete YAML.
+
+    Example:
+
+      quadriga schema > quadriga.schema.json
+
+    and, as a config's first line:  # yaml-language-server: $schema=quadriga.schema.json
+    """
+    from quadriga.launch.config import json_schema
+
+    print(json.dumps(json_schema(), indent=2))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line and return its exit code: 0; 2 what the user can mend; 1 a fault; 130 Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        app([argument for argument in arguments if argument != "--debug"], prog_name="quadriga")
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        return _say("Error", str(error), 2)
+    except Fault as error:
+        if debug:
+            traceback.print_exc()
+        where = ", ".join(part for part in (error.phase, error.actor) if part)
+        return _say(f"Failed ({where})" if where else "Failed", str(error), 1)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+            return 1
+        with tempfile.NamedTemporaryFile("w", prefix="quadriga-", suffix=".log", delete=False) as log:
+            traceback.print_exc(file=log)
+        reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+        return _say("Failed", f"{reason} This is a bug in Quadriga; its traceback is in {log.name}.", 1)
+    return 0
+
+
+def _say(label: str, text: str, code: int) -> int:
+    """One paragraph on standard error."""
+    message = f"[bold red]{escape(label)}:[/bold red] {escape(' '.join(text.split()))}"
+    Console(stderr=True).print(message, highlight=False)
+    return code
