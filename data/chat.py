@@ -87,9 +87,9 @@ class ChatEncoder:
         # A model whose tokenizer starts plain text with BOS was trained with it, whatever the template says.
         self.starts_with_bos = self.bos is not None and tokenizer("a").input_ids[0] == self.bos
 
-    def render(self, messages: list[Message]) -> Rendered:
-        """The whole chat; it must end with an answer."""
-        self._check(messages, last="assistant")
+    def render(self, messages: list[Message], may_be_empty: bool = False) -> Rendered:
+        """The whole chat; it must end with an answer. may_be_empty: that answer may be nothing but the end token."""
+        self._check(messages, last="assistant", may_be_empty=may_be_empty)
         text, spans = self._render(messages, marked=self.marked)
         if self.marked:
             prompt, _ = self._render(messages[:-1], prompt=True)
@@ -131,12 +131,13 @@ class ChatEncoder:
             self._with_bos(ids, [])[0] for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         ]
 
-    def _check(self, messages: list[Message], last: str | None = None) -> None:
+    def _check(self, messages: list[Message], last: str | None = None, may_be_empty: bool = False) -> None:
         check_messages(messages, last=last)
         if messages[0]["role"] == "assistant":
             raise ValueError("the chat begins with an assistant message")
         for n, message in enumerate(messages):
-            if message["role"] == "assistant" and not message["content"].strip():
+            excused = may_be_empty and n == len(messages) - 1
+            if message["role"] == "assistant" and not message["content"].strip() and not excused:
                 raise ValueError(f"message {n}, an answer, is empty")
             if found := self.special.search(message["content"]):
                 raise ValueError(f"message {n} holds the special token {found.group()!r} as text")

@@ -262,9 +262,9 @@ def _rankings(
     encoder: ChatEncoder, items: list[_ParsedRanking], max_tokens: int
 ) -> "list[list[RankedTokens] | ValueError]":
     def render(ranking: Ranking) -> Any:
-        prompt = encoder.render_prompt(ranking.messages)
-        texts = [response.text for response in ranking.responses]
-        return prompt, [encoder.render([*ranking.messages, {"role": "assistant", "content": text}]) for text in texts]
+        # A policy may well say nothing: the reward model must learn what that is worth.
+        answered = [[*ranking.messages, {"role": "assistant", "content": r.text}] for r in ranking.responses]
+        return encoder.render_prompt(ranking.messages), [encoder.render(chat, may_be_empty=True) for chat in answered]
 
     rendered = [_attempt(render, item.ranking) for item in items]
     good = [attempt for attempt in rendered if not isinstance(attempt, ValueError)]

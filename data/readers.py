@@ -42,6 +42,7 @@ def read_source(source: Source) -> Iterator[Row | BadRow]:
 
     Raises UserError when the source does not exist or is not in a known format.
     """
+    rows: Iterator[Row | BadRow]
     if source.builtin is not None:
         rows = _builtin(source)
     else:

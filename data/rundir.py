@@ -154,7 +154,7 @@ def publish(temporary: str | Path, final: str | Path) -> None:
 
 
 def recover(parent: str | Path) -> None:
-    """Finish the `publish` calls that a kill cut off in `parent`, and remove unfinished `*.tmp` folders."""
+    """Finish the `publish` calls that a kill cut off in `parent`, and remove what was left unfinished (`*.tmp`)."""
     for old in Path(parent).glob("*.old"):
         final = old.with_suffix("")
         if final.exists():
@@ -162,7 +162,10 @@ def recover(parent: str | Path) -> None:
         else:
             old.rename(final)
     for temporary in Path(parent).glob("*.tmp"):
-        shutil.rmtree(temporary)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink()
 
 
 def without_secrets(value: Any) -> Any:

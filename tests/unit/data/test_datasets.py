@@ -131,6 +131,14 @@ def test_rankings_share_their_prompt(data):
     assert (second.id, second.meta["iteration"]) == ("t", 2)
 
 
+def test_an_empty_answer_can_be_ranked(data):
+    """Policies say nothing at times. In preference pairs of others it is a fault of the data."""
+    (row,) = load_rankings(data([{"prompt": "why", "responses": ["not", ""]}]), TOKENIZER, 0).train
+    assert row.sequences[1] == [BOS, USER, *ids("why"), ASSISTANT, EOS]
+    with pytest.raises(UserError, match="`rejected` is empty"):
+        load_rankings(data([{"prompt": "why", "chosen": "not", "rejected": ""}]), TOKENIZER, 0)
+
+
 def test_rankings_without_a_pair_are_listed_and_equal_answers_dropped(data):
     def ranked(texts, ranking, **more):
         return {

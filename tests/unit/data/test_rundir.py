@@ -109,6 +109,16 @@ def test_publish_replaces_a_folder(tmp_path):
         publish(tmp_path / "policy", tmp_path / "x/policy")
 
 
+def test_opening_a_run_removes_what_was_left_unfinished(tmp_path):
+    run = RunDir.create(tmp_path)
+    _folder(run.checkpoints_dir / ".step-3.tmp", "half")
+    (run.export_dir / ".rankings.jsonl.7.tmp").write_text("half")
+    _folder(run.export_dir / "policy.old", "whole")
+    RunDir.create(tmp_path)
+    assert [path.name for path in run.checkpoints_dir.iterdir()] == []
+    assert [path.name for path in run.export_dir.iterdir()] == ["policy"]
+
+
 KILLED = """
 import os, pathlib, sys
 from quadriga.data.rundir import publish
