@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from quadriga.data.errors import Fault
+from quadriga.data.rundir import without_secrets, write_text_atomic
 from quadriga.orchestrator.settings import TrackingSettings
 
 AXIS = "train/global_step"
@@ -63,7 +64,7 @@ class Tracker:
 
     run_dir: where metrics.jsonl, samples/ and wandb/ go.
     stage, name: W&B job type and run name; `settings.group` (else `name`) is the W&B group.
-    config: the resolved configuration, secrets already stripped.
+    config: the resolved configuration; secrets are stripped before W&B sees it.
     run_id: the id of an earlier attempt, so that W&B goes on with the same run; None makes a new one.
     resume_step: the last step that the checkpoint holds. Later lines and samples are dropped, because these steps are
         run again; None starts from nothing.
@@ -99,7 +100,7 @@ class Tracker:
                 "group": settings.group or name,
                 "name": name,
                 "job_type": stage,
-                "config": dict(config),
+                "config": without_secrets(dict(config)),
             }
             self._wandb = _WandbRun(run_dir.path, mode, identity)
 
@@ -194,12 +195,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _rewind(metrics_path: Path, samples_dir: Path, last_step: int) -> None:
     """Forget what was logged after last_step."""
     rows = [row for row in read_metrics(metrics_path) if row["global_step"] <= last_step]
-    draft = metrics_path.with_suffix(".tmp")
-    with draft.open("w", encoding="ascii") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(metrics_path)
+    write_text_atomic(metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
     for path in samples_dir.glob("step-*.parquet"):
         if int(path.stem.removeprefix("step-")) > last_step:
             path.unlink()
@@ -299,7 +295,7 @@ def _init(folder: Path, mode: str, identity: dict[str, Any]) -> Any:
         x_disable_meta=True,
         x_disable_machine_info=True,
         x_disable_stats=True,  # it sees the driver's machine only; the hosts' own numbers are under system/
-        init_timeout=60,
+        init_timeout=30,
         finish_timeout=120,
     )
     # create_new: the stages of a pipeline are runs of their own, and a run of the caller's is left alone.

@@ -117,7 +117,7 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> Attempts:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(output):
         patch.setenv("WANDB_API_KEY", KEY)
         patch.setenv("WANDB_MODE", "offline")
-        with Tracker(folder, settings, "ppo", "round-1", {"seed": 7, "algorithm": {"clip": 0.2}}) as first:
+        with Tracker(folder, settings, "ppo", "round-1", {"seed": 7, "engine": {"key": f"x{KEY}"}}) as first:
             for step in (1, 2, 3):
                 metrics = {"train/loss": 1 / step, "rollout/logprob_diff_max": 1e-6, "timing_s/generate": 0.5}
                 first.log(step, metrics, [sample(i, gold=0.25) for i in range(3)])
