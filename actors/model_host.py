@@ -228,7 +228,11 @@ class ModelHost:
         torch = self.torch
         fields = {"token_ids": batch.token_ids, "position_ids": batch.position_ids, "cu_seqlens": batch.cu_seqlens}
         fields |= batch.tokens | batch.sequences
-        tensors = {name: torch.as_tensor(np.array(value)).to(self.device) for name, value in fields.items()}
+        # Borders stay on the host: attention groups sequences by length there, and would wait for the device otherwise.
+        tensors = {
+            name: torch.as_tensor(np.array(value)).to("cpu" if name == "cu_seqlens" else self.device)
+            for name, value in fields.items()
+        }
         first = torch.zeros(len(batch.token_ids), dtype=torch.bool, device=self.device)
         first[tensors["cu_seqlens"][:-1].long()] = True
         return tensors | {"first": first}

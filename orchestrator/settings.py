@@ -176,6 +176,8 @@ class RankStage(StageBase):
     tie_margin: float = Field(1e-6, ge=0)
     earlier_rankings: list[str] = []
     """Ranking files of earlier rounds, mixed in."""
+    round: int = Field(1, ge=1)
+    """Which repetition of the recipe the answers belong to; every ranking is marked with it."""
 
 
 class EvaluationSettings(Settings):

@@ -1,0 +1,104 @@
+"""What must hold while training runs. Each check is fatal: a number that is silently wrong costs more than a stopped run."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from quadriga.data.errors import Fault
+from quadriga.data.records import Sample, Tokens
+
+LOGPROB_TOLERANCE = 1e-4
+"""float32: largest |log p(engine) - log p(trainer)| of a token."""
+LOGPROB_MEAN_TOLERANCE = 0.02
+"""bfloat16: largest mean of the same; single tokens may differ more."""
+RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
+"""Largest |log ratio| of a token on the first on-policy minibatch: only rounding may differ."""
+KL_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02}
+"""Largest |KL| a token, mean over the batch, while policy and reference are the same weights."""
+
+
+def engine_agrees(
+    rollout: Sequence[Sequence[float]], trainer: Sequence[Sequence[float]], dtype: str
+) -> dict[str, float]:
+    """Compare the rollout engine's log-probs with the trainer's, token by token; returns mean and max |difference|.
+
+    Raises Fault when they are of different weights.
+    """
+    difference = np.abs(
+        np.concatenate(
+            [np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in zip(rollout, trainer, strict=True)]
+        )
+    )
+    largest, mean = float(difference.max()), float(difference.mean())
+    broken = largest > LOGPROB_TOLERANCE if dtype == "float32" else mean > LOGPROB_MEAN_TOLERANCE
+    if broken:
+        raise Fault(
+            f"The rollout engine's log-probs differ from the trainer's by up to {largest:.2g} (mean {mean:.2g}): the engine "
+            "does not hold the weights that are being trained. The last sync left something out, or sampling settings "
+            "differ from those the trainer computes with.",
+            "old_logprobs",
+        )
+    return {"rollout/logprob_diff_max": largest, "rollout/logprob_diff_mean": mean}
+
+
+def first_ratio_is_one(log_ratio_max: float, dtype: str) -> None:
+    """On the first minibatch after sampling, new and old log-probs come from the same weights.
+
+    Raises Fault when a ratio is not 1.
+    """
+    if not log_ratio_max <= RATIO_TOLERANCE[dtype]:
+        raise Fault(
+            f"On the first on-policy minibatch a probability ratio is off 1 by {log_ratio_max:.2g} in log: the old "
+            "log-probs were not computed as the update computes them.",
+            "update",
+        )
+
+
+def start_kl_is_zero(kl: float, dtype: str) -> None:
+    """Before the first update of a policy that starts as its own reference.
+
+    Raises Fault when the KL is not 0.
+    """
+    if not abs(kl) <= KL_TOLERANCE[dtype]:
+        raise Fault(
+            f"KL between policy and reference is {kl:.2g} a token before the first update, though both start from the "
+            "same weights: one of the two was loaded or computed differently.",
+            "reference",
+        )
+
+
+def served_by(samples: Sequence[Sample], version: int) -> None:
+    """Every token of a synchronous step was drawn by the current policy.
+
+    Raises Fault naming the first sample with another version.
+    """
+    for sample in samples:
+        if any(v != version for v in sample.versions):
+            raise Fault(
+                f"Sample {sample.id} was drawn by policy version {sample.versions[0]}, not {version}", "generate"
+            )
+
+
+def one_bos(prompts: Sequence[Sequence[int]], bos: int | None) -> None:
+    """A prompt has one beginning-of-text token, at its start.
+
+    Raises Fault naming the first that has none or several (a template that adds one to a tokenizer that adds one).
+    """
+    for number, ids in enumerate(prompts):
+        if bos is not None and list(ids).count(bos) != 1:
+            raise Fault(
+                f"Prompt {number} has {list(ids).count(bos)} BOS tokens (id {bos}); there must be one", "generate"
+            )
+
+
+def eos_is_learned(rows: Sequence[Tokens], eos: Sequence[int]) -> None:
+    """Some token that ends an answer is inside the loss mask of the demonstrations.
+
+    Raises Fault when none is: the model would never learn to stop.
+    """
+    if not any(mask and token in eos for row in rows for token, mask in zip(row.token_ids, row.loss_mask, strict=True)):
+        raise Fault(
+            "No demonstration has its end token inside the loss mask, so the model would never learn to stop. Check "
+            "that the chat template ends assistant messages with the tokenizer's eos token.",
+            "data",
+        )
