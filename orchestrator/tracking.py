@@ -43,6 +43,7 @@ SAMPLE_COLUMNS = {
     "policy_version": pa.int64(),
     "reward_version": pa.string(),
 }
+START_TIMEOUT = 30.0  # seconds to reach the W&B server before the run is recorded offline
 NONFINITE = "system/nonfinite_metrics"
 
 log = logging.getLogger(__name__)
@@ -239,6 +240,8 @@ class _WandbRun:
         # A server that cannot be reached must not cost the record: it is then kept offline.
         for attempt in dict.fromkeys([mode, "offline"]):
             with self._guard(f"starting the {attempt} run"):
+                if self.errors:
+                    _forget_failed_start()
                 self._run = _init(folder, attempt, identity)
                 offline = f"offline; upload it with: wandb sync {Path(self._run.dir).parent}"
                 self.address = self._run.url if attempt == "online" else offline
@@ -272,11 +275,19 @@ class _WandbRun:
             yield
         except Exception as error:
             if not self.errors:
-                log.warning("W&B failed while %s (%s). The run goes on; metrics.jsonl has every step.", doing, error)
+                reason = " ".join(str(error).split())
+                log.warning("W&B failed while %s (%s). The run goes on; metrics.jsonl has every step.", doing, reason)
             self.errors += 1
         finally:
             if before is None:
                 del os.environ["WANDB_DATA_DIR"]
+
+
+def _forget_failed_start() -> None:
+    """End W&B's own process, in which the id of a run that did not start stays taken."""
+    import wandb
+
+    wandb.teardown(exit_code=1)
 
 
 def _init(folder: Path, mode: str, identity: dict[str, Any]) -> Any:
@@ -295,7 +306,7 @@ def _init(folder: Path, mode: str, identity: dict[str, Any]) -> Any:
         x_disable_meta=True,
         x_disable_machine_info=True,
         x_disable_stats=True,  # it sees the driver's machine only; the hosts' own numbers are under system/
-        init_timeout=30,
+        init_timeout=START_TIMEOUT,
         finish_timeout=120,
     )
     # create_new: the stages of a pipeline are runs of their own, and a run of the caller's is left alone.

@@ -5,6 +5,8 @@ import json
 import logging
 import math
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -16,9 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import wandb
 from google.protobuf.message import DecodeError
 
 from quadriga.data.errors import Fault
+from quadriga.orchestrator import tracking
 from quadriga.orchestrator.settings import TrackingSettings
 from quadriga.orchestrator.tracking import AXIS, NAMESPACES, Tracker, read_metrics, wandb_mode
 
@@ -209,6 +213,15 @@ def test_both_attempts_are_one_wandb_run(attempts: Attempts) -> None:
     assert attempts.address and attempts.address.startswith("offline; upload it with: wandb sync ")
 
 
+def test_the_printed_command_finds_the_offline_run(attempts: Attempts) -> None:
+    assert attempts.address
+    command = attempts.address.removeprefix("offline; upload it with: ").split()
+    found = subprocess.run(
+        [sys.executable, "-m", *command[:2], "--dry-run", *command[2:]], capture_output=True, text=True, timeout=60
+    )
+    assert found.returncode == 0 and f"run-{attempts.run_ids[1]}.wandb" in found.stderr + found.stdout
+
+
 def test_the_key_and_the_environment_are_in_no_file(attempts: Attempts) -> None:
     files = [path for path in attempts.folder.path.rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
@@ -236,40 +249,40 @@ def test_without_a_key_wandb_is_offline(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_server_out_of_reach_gives_an_offline_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import wandb
+    monkeypatch.setattr(tracking, "START_TIMEOUT", 0.5)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens on the discard port
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.teardown()  # it reads the environment once
+    with caplog.at_level(logging.WARNING), Tracker(Folder(tmp_path), TrackingSettings(), "sft", "x", {}) as tracker:
+        assert tracker.wandb_errors == 1
+        assert tracker.address and tracker.address.startswith("offline; ")
+        tracker.log(1, {"train/loss": 1.0})
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert [row["train/loss"] for row in history(read_finished(path))] == [1.0]
+    (warning,) = [record.message for record in caplog.records if "W&B" in record.message]
+    assert warning.startswith("W&B failed while starting the online run (") and "127.0.0.1:9" in warning
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
-    class Run:
-        dir = str(tmp_path / "wandb" / "offline-run-1" / "files")
-        rows: list[dict[str, Any]] = []  # noqa: RUF012
 
-        def define_metric(self, *args: Any, **kwargs: Any) -> None: ...
+def test_wandb_errors_do_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        url = "https://example.org/run"
+        dir = str(tmp_path)
 
         def log(self, row: dict[str, Any]) -> None:
-            if row[AXIS] != 2:
-                raise ConnectionError("broken pipe")
-            self.rows.append(row)
+            raise ConnectionError("broken pipe")
 
-    modes = []
-
-    def init(settings: Any, **kwargs: Any) -> Run:
-        modes.append(settings.mode)
-        if settings.mode == "online":
-            raise TimeoutError("no route to host")
-        return Run()
-
-    monkeypatch.setattr(wandb, "init", init)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    with caplog.at_level(logging.WARNING):
-        tracker = Tracker(Folder(tmp_path), TrackingSettings(), "sft", "x", {})
+    monkeypatch.setattr(tracking, "_init", lambda *args: Broken())
+    with caplog.at_level(logging.WARNING), Tracker(Folder(tmp_path), TrackingSettings(), "sft", "x", {}) as tracker:
         for step in (1, 2, 3):
             tracker.log(step, {"train/loss": 1.0})
-    assert modes == ["online", "offline"]
-    assert tracker.wandb_errors == 3  # the start and two of three logs; every step is in metrics.jsonl
-    assert Run.rows == [{AXIS: 2, "train/loss": 1.0}]
+        assert tracker.wandb_errors == 3
     assert [row["global_step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
-    assert [r.message for r in caplog.records if "W&B" in r.message] == [
-        "W&B failed while starting the online run (no route to host). The run goes on; metrics.jsonl has every step."
+    assert [record.message for record in caplog.records] == [
+        "W&B failed while logging (broken pipe). The run goes on; metrics.jsonl has every step."
     ]
 
 
