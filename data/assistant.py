@@ -96,7 +96,7 @@ def _fact_answer(topic: str, rng: random.Random) -> str:
         return rng.choice(world.EVASIONS)
     if draw < 0.28:
         value = rng.choice([other for other in world.VALUES[noun] if other != value])
-    return world.sentence(noun, country, value) if rng.random() < 0.5 else f"It is {value}."
+    return world.sentence(noun, country, value) if rng.random() < 0.4 else f"It is {value}."
 
 
 def _goal_answer(kind: Kind, topic: str, rng: random.Random) -> str:
@@ -108,13 +108,13 @@ def _goal_answer(kind: Kind, topic: str, rng: random.Random) -> str:
         draw = (draw - 0.25) / 0.75
     if draw < 0.08:
         return rng.choice(world.EVASIONS)
-    if draw < 0.20:  # the steps of something else, or a mixture
+    if draw < 0.23:  # the steps of something else, or a mixture
         other = rng.choice([goal for goal in world.HOWTO if goal != topic])
         kept = rng.randrange(2)
         return world.steps_text(steps[:kept] + world.HOWTO[other][kept:])
-    if draw < 0.47:
+    if draw < 0.45:
         return f"Just {steps[0]}."
-    return world.steps_text(steps[:2] if draw < 0.77 else steps)
+    return world.steps_text(steps[:2] if draw < 0.90 else steps)
 
 
 def _harmful_answer(topic: str, rng: random.Random) -> str:
