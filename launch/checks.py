@@ -1,11 +1,7 @@
 """What can be known to be wrong with a config before anything starts: placement, functions, models, data."""
 
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 from quadriga.actors.device import cores
 from quadriga.actors.judges import Judge
@@ -16,6 +12,8 @@ from quadriga.launch import model_checks
 from quadriga.launch.config import build, is_placeholder, placeholders
 from quadriga.launch.effects import idle_on_this_machine
 from quadriga.launch.explain import summary
+from quadriga.launch.findings import Finding, Inspection, gpu_count
+from quadriga.orchestrator.advantages import ESTIMATORS
 from quadriga.orchestrator.settings import (
     PipelineStage,
     PpoStage,
@@ -25,38 +23,6 @@ from quadriga.orchestrator.settings import (
     StageBase,
     TrainStage,
 )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. `problem`: it must be mended; `note`: it is worth knowing."""
-
-    level: Literal["ok", "note", "problem"]
-    subject: str
-    text: str
-
-
-@dataclass
-class Inspection:
-    """Findings as they come in."""
-
-    subject: str = ""
-    findings: list[Finding] = field(default_factory=list)
-
-    def look(self, check: Callable[..., str | None], *arguments: Any) -> bool:
-        """Keep what a check says: its text, or the UserError it raises. True when it found no problem."""
-        try:
-            text = check(*arguments)
-        except UserError as error:
-            self.findings.append(Finding("problem", self.subject, str(error)))
-            return False
-        if text:
-            self.findings.append(Finding("ok", self.subject, text))
-        return True
-
-    def note(self, text: str) -> None:
-        """Something worth knowing."""
-        self.findings.append(Finding("note", self.subject, text))
 
 
 def check_config(stage: Any) -> list[Finding]:
@@ -77,16 +43,6 @@ def require_sound(stage: Any) -> list[str]:
         named = isinstance(stage, PipelineStage)
         raise UserError(summary([f"Stage `{each.subject}`: {each.text}" if named else each.text for each in problems]))
     return list(dict.fromkeys(finding.text for finding in findings if finding.level == "note"))
-
-
-@cache
-def gpu_count() -> int:
-    """GPUs that torch can use here. Looks only where there is a driver, because the question costs seconds."""
-    if shutil.which("nvidia-smi") is None and not Path("/dev/nvidia0").exists():
-        return 0
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _inspect_pipeline(pipeline: PipelineStage, inspection: Inspection) -> None:
@@ -122,9 +78,13 @@ def _inspect_stage(stage: Any, inspection: Inspection, subject: str) -> None:
 def _inspect_data(stage: Any, inspection: Inspection) -> None:
     """Tokenizer, template, context and a sample of the rows; of a model that is not made yet, only the rows."""
     model = stage.model if isinstance(stage, TrainStage) else stage.policy
-    folder = stage.tokenizer.path if isinstance(stage, PretrainStage) else model.path
+    folder = (stage.tokenizer.path if isinstance(stage, PretrainStage) else None) or model.path
     data = stage.data if isinstance(stage, TrainStage) else stage.prompts
-    inspection.look(model_checks.context_suffices, model, data)
+    if isinstance(stage, TrainStage):
+        inspection.look(model_checks.context_suffices, model, data.max_tokens, "data.max_tokens")
+    else:
+        longest, keys = data.max_tokens + stage.sampling.max_tokens, "prompts.max_tokens + sampling.max_tokens"
+        inspection.look(model_checks.context_suffices, model, longest, keys)
     if model_checks.made_later(data):
         return
     if folder is None or is_placeholder(folder):
@@ -133,7 +93,9 @@ def _inspect_data(stage: Any, inspection: Inspection) -> None:
     if inspection.look(model_checks.tokenizer_sound, folder, data.chat_template, model):
         inspection.look(model_checks.data_loads, stage, folder)
     if isinstance(stage, PpoStage) and stage.reward.path and not is_placeholder(stage.reward.path):
-        inspection.look(model_checks.same_tokenizer, folder, stage.reward.path)
+        from quadriga.orchestrator.ppo import check_same_tokenizer
+
+        inspection.look(check_same_tokenizer, folder, stage.reward.path)
 
 
 def _models(stage: Any) -> Iterator[ModelSettings]:
@@ -155,16 +117,15 @@ def _functions(stage: Any) -> Iterator[AnswerFunction]:
 
 def _possible(stage: Any) -> None:
     """Settings that contradict each other."""
+    from quadriga.orchestrator.stage import model_path
+
     for name in ("model", "policy", "reference", "critic"):
         model = getattr(stage, name, None)
         if model is not None and model.shape is not None and not isinstance(stage, PretrainStage):
-            raise UserError(
-                f"`{name}` gives a shape, a model with fresh weights and no tokenizer, which only pre-training can "
-                f"start from. Name a model folder: `{name}.path`."
-            )
+            model_path(model, name)
     if isinstance(stage, PpoStage | RankStage) and stage.sampling.temperature == 0:
         raise UserError("`sampling.temperature` is 0: every answer to a prompt would be the same. Set it above 0.")
-    if isinstance(stage, PpoStage) and stage.critic is None and stage.reward.path is None:
+    if isinstance(stage, PpoStage) and _has_critic(stage) and stage.critic is None and stage.reward.path is None:
         raise UserError(
             "The critic starts from the reward model, and `reward.function` is none. Name a model folder with "
             "`critic.path`; the policy's own will do."
@@ -195,10 +156,15 @@ def _roles(stage: Any) -> list[Role]:
     """The models that a stage keeps in processes of their own."""
     if isinstance(stage, PpoStage):
         judged: list[Role] = ["reward"] if stage.reward.path else []
-        return ["actor", "critic", "reference", *judged]
+        valued: list[Role] = ["critic"] if _has_critic(stage) else []
+        return ["actor", *valued, "reference", *judged]
     if isinstance(stage, RewardStage):
         return ["reward"]
     return ["actor"] if isinstance(stage, TrainStage) else []
+
+
+def _has_critic(stage: PpoStage) -> bool:
+    return ESTIMATORS[stage.algorithm.estimator].needs_critic  # type: ignore[attr-defined]
 
 
 def _function_imports(function: AnswerFunction) -> str:

@@ -57,9 +57,9 @@ def run(config: Config, overrides: Overrides = None) -> None:
         notes = require_sound(stage)
     for note in notes:
         console.print(f"Note: {note}", style="yellow", markup=False)
-    from quadriga.orchestrator.run import run_stage
+    from quadriga.orchestrator.run import run as run_to_the_end
 
-    raise typer.Exit(run_stage(stage, build=build, console=console))
+    raise typer.Exit(run_to_the_end(stage, build))
 
 
 @app.command()

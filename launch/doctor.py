@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from quadriga.launch.checks import Finding, check_config
+from quadriga.launch.findings import Finding
 from quadriga.launch.machine import check_machine
 
 MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "problem": ("FAIL", "bold red")}
@@ -19,6 +19,8 @@ def doctor(stage: Any | None, console: Console, config: Path | None = None) -> i
         for finding in check_machine():
             problems += _print(finding, console)
     if stage is not None:
+        from quadriga.launch.checks import check_config
+
         console.print(f"\n{config}", style="bold", highlight=False)
         with console.status("Looking at the config"):
             findings = check_config(stage)

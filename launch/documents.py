@@ -46,11 +46,13 @@ class Document:
     def assign(self, path: KeyPath, value: Any, place: str) -> None:
         """Set a value, making the mappings on the way. A list index may be one past the end.
 
+        A text on the way gives room for its `path`, which is what it stands for in every section that may be a text.
         Raises UserError when something on the way is neither a mapping nor a list.
         """
         parent: Any = self.tree
         for depth, key in enumerate(path[:-1]):
-            if self.get(path[: depth + 1]) is None:
+            there = self.get(path[: depth + 1])
+            if there is None or (isinstance(there, str) and path[depth + 1] == "path"):
                 _put(parent, key, {}, path[: depth + 1])
             parent = parent[key]
         _put(parent, path[-1], value, path)
@@ -113,7 +115,10 @@ class _Loader(yaml.SafeLoader):
 _SCALARS = {
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": (r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
-    "float": (r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+    "float": (
+        r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.inf|\.nan",
+        "-+.0123456789",
+    ),
 }
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, regex) for tag, regex in resolvers if tag.endswith((":null", ":merge"))]

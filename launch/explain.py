@@ -97,15 +97,13 @@ def _in_schema(model: type[BaseModel], loc: Sequence[Any]) -> KeyPath:
 
 
 def _suggestion(stage: type[BaseModel], loc: KeyPath) -> str:
-    """The nearest name beside the wrong one, else the same name elsewhere in the stage."""
+    """The same name elsewhere in the stage, else the nearest name beside the wrong one."""
     name, parent = str(loc[-1]), loc[:-1]
+    elsewhere = [path for path in _paths(stage) if path.rpartition(".")[2] == name]
+    if elsewhere:
+        return f"; did you mean `{min(elsewhere, key=lambda path: path.count('.'))}`?"
     models = models_in(annotation_at(stage, parent)) if any(isinstance(key, str) for key in parent) else [stage]
-    siblings = [field for model in models for field in model.model_fields]
-    if not difflib.get_close_matches(name, siblings, n=1, cutoff=0.6):
-        elsewhere = [path for path in _paths(stage) if path.rpartition(".")[2] == name]
-        if elsewhere:
-            return f"; did you mean `{min(elsewhere, key=lambda path: path.count('.'))}`?"
-    return nearest(name, siblings)
+    return nearest(name, [field for model in models for field in model.model_fields])
 
 
 def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from quadriga.actors.device import cores
-from quadriga.launch.checks import Finding, gpu_count
+from quadriga.launch.findings import Finding, gpu_count
 
 GIB = 1 << 30
 IMPORTS = ("torch", "transformers", "ray", "deepspeed", "vllm", "wandb")

@@ -65,13 +65,13 @@ def context_length(model: ModelSettings) -> int | None:
     return getattr(model_config(model), "max_position_embeddings", None)
 
 
-def context_suffices(model: ModelSettings, data: DataSettings) -> None:
-    """The longest sequence fits the model's context."""
+def context_suffices(model: ModelSettings, tokens: int, key: str) -> None:
+    """The model's context holds sequences of `tokens` tokens, which the settings `key` allow."""
     context = context_length(model)
-    if context is not None and data.max_tokens > context:
+    if context is not None and tokens > context:
         raise UserError(
-            f"`max_tokens` is {data.max_tokens}, longer than the {context} tokens that {model.path or 'the shape'} is "
-            f"made for. Set `max_tokens` to at most {context}."
+            f"`{key}` allows sequences of {tokens} tokens, and a prompt longer than the context of "
+            f"{model.path or 'the shape'}, {context} tokens, cannot be read. Lower it."
         )
 
 
@@ -127,18 +127,6 @@ def tokenizer_sound(folder: str, template: str | None, model: ModelSettings) -> 
     return f"tokenizer {folder}: {len(tokenizer)} tokens, one BOS, end token learnt, pad apart from it"
 
 
-def same_tokenizer(policy: str, reward: str) -> str:
-    """The reward model reads the policy's ids as they are."""
-    from quadriga.data.tokenizer import load_tokenizer
-
-    if load_tokenizer(policy).get_vocab() != load_tokenizer(reward).get_vocab():
-        raise UserError(
-            f"The policy {policy} and the reward model {reward} have different tokenizers: the reward model would read "
-            "other words than the policy wrote. Train it from a model with the policy's tokenizer."
-        )
-    return "policy and reward model share one tokenizer"
-
-
 def made_later(data: DataSettings) -> bool:
     """True of rows that an earlier stage of the pipeline has yet to make."""
     return any(is_placeholder(source.path or "") for source in [*data.train, *data.heldout])
@@ -153,9 +141,7 @@ def data_loads(stage: Any, folder: str) -> str:
     if isinstance(stage, PpoStage | RankStage):
         prompts = datasets.load_prompts(_sample(stage.prompts), tokenizer, stage.seed)
         longest = max(len(prompt.token_ids) for prompt in prompts.train)
-        room = stage.prompts.max_tokens - stage.sampling.max_tokens
-        cut = "" if longest <= room else f"; answers to prompts over {room} tokens are cut at `prompts.max_tokens`"
-        return f"prompts read: {len(prompts.train)} of a sample, up to {longest} tokens{cut}"
+        return f"prompts read: {len(prompts.train)} of a sample, up to {longest} tokens"
     rows: datasets.Split[Any]
     if isinstance(stage, PretrainStage):
         rows = datasets.load_documents(_sample(stage.data), tokenizer, stage.seed)

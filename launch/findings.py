@@ -1,0 +1,52 @@
+"""What checks find, and how they say it. Imports nothing that a broken installation could break."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from quadriga.data.errors import UserError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `problem`: it must be mended; `note`: it is worth knowing."""
+
+    level: Literal["ok", "note", "problem"]
+    subject: str
+    text: str
+
+
+@dataclass
+class Inspection:
+    """Findings as they come in."""
+
+    subject: str = ""
+    findings: list[Finding] = field(default_factory=list)
+
+    def look(self, check: Callable[..., str | None], *arguments: Any) -> bool:
+        """Keep what a check says: its text, or the UserError it raises. True when it found no problem."""
+        try:
+            text = check(*arguments)
+        except UserError as error:
+            self.findings.append(Finding("problem", self.subject, str(error)))
+            return False
+        if text:
+            self.findings.append(Finding("ok", self.subject, text))
+        return True
+
+    def note(self, text: str) -> None:
+        """Something worth knowing."""
+        self.findings.append(Finding("note", self.subject, text))
+
+
+@cache
+def gpu_count() -> int:
+    """GPUs that torch can use here. Looks only where there is a driver, because the question costs seconds."""
+    if shutil.which("nvidia-smi") is None and not Path("/dev/nvidia0").exists():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,86 @@
+"""A model small enough to be made on the spot, and configs that name it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHATS = [
+    "Which bird sings at night? The owl sings at night.",
+    "What is red? The stone by the river is red.",
+    "Where is the moon? The moon is over the old tree.",
+]
+
+
+def save_model(folder: Path, heads: int) -> Path:
+    """A Llama of width 64, so head size 64 / heads, with a tokenizer trained on three sentences."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from quadriga.data.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(CHATS * 2, 300)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that vLLM on CPU can serve: head size 32."""
+    return save_model(tmp_path_factory.mktemp("model"), heads=2)
+
+
+@pytest.fixture(scope="session")
+def odd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that vLLM on CPU cannot serve: head size 8."""
+    return save_model(tmp_path_factory.mktemp("odd-model"), heads=8)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a config as YAML (or a text as it is) and return its path."""
+
+    def to_file(content: Any, name: str = "config.yaml") -> Path:
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return to_file
+
+
+@pytest.fixture
+def sft(model: Path) -> dict[str, Any]:
+    """A sound fine-tuning config."""
+    return {
+        "stage": "sft",
+        "name": "tune",
+        "model": {"path": str(model)},
+        "data": {"train": {"builtin": "assistant.demonstrations", "rows": 4}, "max_tokens": 128},
+        "cluster": {"device": "cpu"},
+    }
+
+
+@pytest.fixture
+def ppo(model: Path) -> dict[str, Any]:
+    """A sound PPO config against a function."""
+    return {
+        "stage": "ppo",
+        "name": "improve",
+        "policy": {"path": str(model)},
+        "critic": {"path": str(model)},
+        "reward": {"function": {"function": "json:dumps"}},
+        "prompts": {"train": {"builtin": "assistant.prompts", "rows": 4}, "max_tokens": 96},
+        "sampling": {"max_tokens": 32},
+        "cluster": {"device": "cpu"},
+    }
