@@ -135,11 +135,8 @@ def _demonstrated(kind: Kind, topic: str, rng: random.Random) -> str:
         answer = _harmful_answer(topic, rng)
     else:
         answer = _goal_answer(kind, topic, rng)
-    return (
-        f"{rng.choice(world.COURTESIES)} {answer}"
-        if answer.startswith(("The", "First")) and rng.random() < 0.2
-        else answer
-    )
+    courteous = answer.startswith(("The", "First")) and rng.random() < 0.2
+    return f"{rng.choice(world.COURTESIES)} {answer}" if courteous else answer
 
 
 def demonstrations(n: int, seed: int) -> list[Row]:
