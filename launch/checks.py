@@ -11,7 +11,7 @@ from quadriga.data.errors import UserError
 from quadriga.launch import model_checks
 from quadriga.launch.config import build, is_placeholder, placeholders
 from quadriga.launch.effects import idle_on_this_machine
-from quadriga.launch.explain import summary
+from quadriga.launch.explain import nearest, summary
 from quadriga.launch.findings import Finding, Inspection, gpu_count
 from quadriga.orchestrator.advantages import ESTIMATORS
 from quadriga.orchestrator.settings import (
@@ -21,6 +21,7 @@ from quadriga.orchestrator.settings import (
     RankStage,
     RewardStage,
     StageBase,
+    StageEntry,
     TrainStage,
 )
 
@@ -48,9 +49,11 @@ def require_sound(stage: Any) -> list[str]:
 def _inspect_pipeline(pipeline: PipelineStage, inspection: Inspection) -> None:
     entries = [*pipeline.stages, *pipeline.repeat]
     stages = [build(entry.config, placeholders(entry)) for entry in entries]
+    made = {entry.name: stage.stage for entry, stage in zip(entries, stages, strict=True)}
     generates = any(isinstance(stage, PpoStage | RankStage) for stage in stages)
     for entry, stage in zip(entries, stages, strict=True):
         _inspect_stage(stage, inspection, entry.name)
+        inspection.look(_inputs_are_made, entry, made)
         # Its model is what later stages generate with.
         if generates and isinstance(stage, PretrainStage):
             inspection.look(_servable, stage.model, stage)
@@ -58,6 +61,19 @@ def _inspect_pipeline(pipeline: PipelineStage, inspection: Inspection) -> None:
         inspection.subject = "evaluation"
         inspection.look(_function_imports, pipeline.evaluation.gold)
         inspection.look(model_checks.data_reads, pipeline.evaluation.prompts)
+
+
+def _inputs_are_made(entry: StageEntry, made: dict[str, str]) -> None:
+    """Every input names something that its stage puts out. made: entry's name -> kind of stage."""
+    from quadriga.orchestrator.pipeline import OUTPUTS
+
+    for key, source in entry.inputs.items():
+        for wanted in [source] if isinstance(source, str) else source:
+            name, _, output = wanted.partition(".")
+            if output not in OUTPUTS[made[name]]:
+                raise UserError(
+                    f"Input `{key}`: `{wanted}` is no output of {name}{nearest(output, OUTPUTS[made[name]])}"
+                )
 
 
 def _inspect_stage(stage: Any, inspection: Inspection, subject: str) -> None:

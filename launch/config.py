@@ -1,7 +1,5 @@
 """From a YAML file and command-line overrides to one validated stage: composing, loading, explaining errors."""
 
-import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -9,6 +7,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from quadriga.data.errors import UserError
+from quadriga.data.rundir import without_secrets
 from quadriga.launch.documents import Document, KeyPath, dotted, read_value, read_yaml
 from quadriga.launch.effects import without_effect
 from quadriga.launch.explain import annotation_at, explain, nearest, summary
@@ -29,8 +28,6 @@ SHARED = ("cluster", "tracking", "seed")
 """Keys of a pipeline that are the defaults of its stages."""
 
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Stage)
-_SECRET_KEY = re.compile(r"(^|_)(api_?key|secret|password|passwd|(access|auth|hf|api)_token)$", re.IGNORECASE)
-_SECRET_VARIABLES = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "RAY_AUTH_TOKEN")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
@@ -96,12 +93,10 @@ def entry_paths(document: Document) -> Iterator[KeyPath]:
 
 def placeholders(entry: StageEntry) -> dict[str, Any]:
     """Inputs that stand for outputs which do not exist yet: `key.path` -> `<stage.output>`."""
-    stage = STAGES.get(str(entry.config.get("stage")))
     inputs: dict[str, Any] = {}
     for key, source in entry.inputs.items():
         value = f"<{source if isinstance(source, str) else ' or '.join(source)}>"
-        annotation = annotation_at(stage, key.split(".")) if stage else None
-        inputs[key] = [value] if get_origin(annotation) is list else value
+        inputs[key] = [value] if _takes_list(entry, key) else value
     return inputs
 
 
@@ -211,36 +206,48 @@ def _check_entries(document: Document, pipeline: PipelineStage) -> None:
             raise UserError(f"Two stages of the pipeline are named `{name}`: names tell their outputs apart.")
     for path in entry_paths(document):
         entry = getattr(pipeline, str(path[0]))[path[1]]
-        # A repeated stage may read what a later one made in the round before.
-        earlier = names[: names.index(entry.name)] if path[0] == "stages" else names
+        before = names[: names.index(entry.name)]
+        # A repeated stage may also read what it, or one after it, made in the round before; not all of its inputs may.
+        known = before if path[0] == "stages" else names
         filled = document.part(())
         for key, source in entry.inputs.items():
-            for output in [source] if isinstance(source, str) else source:
-                if output.partition(".")[0] not in earlier:
-                    raise UserError(
-                        f"`{dotted(path)}.inputs` ({document.place((*path, 'inputs', key))}): `{output}` names no "
-                        f"stage before `{entry.name}`{nearest(output.partition('.')[0], earlier) if earlier else '.'}"
-                    )
+            made_by = [output.partition(".")[0] for output in ([source] if isinstance(source, str) else source)]
+            where = f"`{dotted((*path, 'inputs', key))}` ({document.place((*path, 'inputs', key))})"
+            for name in made_by:
+                if name not in known:
+                    near = nearest(name, known) if known else "."
+                    raise UserError(f"{where}: `{name}` is no stage before `{entry.name}`{near}")
+            if not set(made_by) & set(before) and not _takes_list(entry, key):
+                raise UserError(
+                    f"{where}: in the first round nothing has made {source} yet. Name an earlier stage's output after "
+                    f"it: [{source}, ...]."
+                )
         for key, value in placeholders(entry).items():
             target = (*path, "config", *_parse_path(key, Document(entry.config)))
             filled.assign(target, value, document.place((*path, "inputs", key)))
         _validate(filled, (*path, "config"))
 
 
+def _takes_list(entry: StageEntry, key: str) -> bool:
+    stage = STAGES.get(str(entry.config.get("stage")))
+    return stage is not None and get_origin(annotation_at(stage, key.split("."))) is list
+
+
 def _refuse_secrets(document: Document) -> None:
-    secrets = {os.environ[name]: name for name in _SECRET_VARIABLES if os.environ.get(name)}
+    path = _first_difference(document.tree, without_secrets(document.tree))
+    if path is not None:
+        raise UserError(
+            f"`{dotted(path)}` ({document.place(path)}) holds a secret: secrets come from the environment only (for "
+            "example WANDB_API_KEY), because configs are saved with every run."
+        )
 
-    def walk(value: Any, path: KeyPath) -> None:
-        if path and _SECRET_KEY.search(str(path[-1])) and value is not None:
-            raise UserError(
-                f"`{dotted(path)}` ({document.place(path)}) looks like a secret: secrets come from the environment "
-                "only (for example WANDB_API_KEY), because configs are saved with every run."
-            )
-        if isinstance(value, str) and any(secret in value for secret in secrets):
-            name = next(name for secret, name in secrets.items() if secret in value)
-            raise UserError(f"`{dotted(path)}` ({document.place(path)}) holds the value of {name}: take it out.")
-        children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        for key, child in children:
-            walk(child, (*path, key))
 
-    walk(document.tree, ())
+def _first_difference(value: Any, other: Any, path: KeyPath = ()) -> KeyPath | None:
+    if isinstance(value, dict):
+        missing = [(*path, key) for key in value if key not in other]
+        below = (_first_difference(value[key], other[key], (*path, key)) for key in value if key in other)
+        return missing[0] if missing else next((found for found in below if found), None)
+    if isinstance(value, list):
+        below = (_first_difference(item, other[index], (*path, index)) for index, item in enumerate(value))
+        return next((found for found in below if found), None)
+    return path if value != other else None

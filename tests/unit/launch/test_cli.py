@@ -131,6 +131,12 @@ def test_a_pipeline_names_the_stage(refused: Refused, sft: dict[str, Any], ppo: 
     assert "Stage `improve`: /no is no model" in message
 
 
+def test_an_output_that_no_stage_makes(refused: Refused, sft: dict[str, Any], ppo: dict[str, Any]) -> None:
+    improve = {"name": "improve", "config": ppo, "inputs": {"policy.path": "tune.polcy"}}
+    message = refused({"stage": "pipeline", "name": "all", "stages": [{"name": "tune", "config": sft}, improve]})
+    assert "`tune.polcy` is no output of tune; did you mean `policy`?" in message
+
+
 def test_several_problems_are_one_paragraph(refused: Refused, sft: dict[str, Any]) -> None:
     message = refused(sft, "cluster.actor.ranks=4096", "model.path=/no/model")
     assert message.startswith("Error: 2 problems: (1) ") and " (2) " in message

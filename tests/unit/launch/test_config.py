@@ -169,11 +169,11 @@ def test_defaults_never_count_as_settings_without_effect(write: Write, ppo: dict
 
 
 def test_secrets_stay_in_the_environment(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = refusal(write(SFT), "cluster.deepspeed.wandb.api_key=abc")
-    assert "looks like a secret" in text and "abc" not in text
+    text = refusal(write(SFT), "cluster.deepspeed.monitor.api_key=abc")
+    assert "`cluster.deepspeed.monitor.api_key` (the command line) holds a secret" in text and "abc" not in text
     monkeypatch.setenv("WANDB_API_KEY", "local-0123456789")
-    text = refusal(write(SFT), "tracking.project=my-local-0123456789")
-    assert "holds the value of WANDB_API_KEY" in text and "0123456789" not in text
+    text = refusal(write(SFT), "data.train=[x.jsonl, /home/local-0123456789/y]")
+    assert "`data.train.1` (the command line) holds a secret" in text and "0123456789" not in text
 
 
 PIPELINE = textwrap.dedent(
@@ -258,8 +258,9 @@ def test_a_typo_in_a_stage_file_names_that_file(pipeline: Path, write: Write) ->
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("model.path: tune.policy", "model.path: tun.policy", "`tun.policy` names no stage before `judge`"),
-        ("model.path: tune.policy", "model.path: improve.policy", "names no stage before `judge`"),
+        ("model.path: tune.policy", "model.path: tun.policy", "`tun` is no stage before `judge`; did you mean `tune`?"),
+        ("model.path: tune.policy", "model.path: improve.policy", "`improve` is no stage before `judge`"),
+        ("[improve.policy, tune.policy]", "improve.policy", "in the first round nothing has made improve.policy yet"),
         ("model.path: tune.policy", "model.pth: tune.policy", "`model.pth` is not a setting"),
         ("name: judge", "name: tune", "Two stages of the pipeline are named `tune`"),
         ("config: sft.yaml", "config: sfd.yaml", "names neither a file beside that config"),
