@@ -13,6 +13,7 @@ COMMON = [
     "ray[default]==2.60.0",
     "deepspeed==0.19.8",
     "wandb==0.31.0",
+    "accelerate>=1.1",  # transformers asks for it before it loads a model under ZeRO-3
     "datasets>=4.0",
     "pyarrow>=18",
     "pydantic>=2.11",

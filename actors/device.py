@@ -1,7 +1,9 @@
 """What a device is: the only file that tells CPU from CUDA."""
 
+import logging
 import os
 import resource
+import warnings
 from typing import Any
 
 ENVIRONMENT = {
@@ -15,6 +17,20 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "DS_LOG_LEVEL": "error",
 }
+
+
+def prepare_driver() -> None:
+    """Environment of the driver, before it imports torch or Ray; what the user has set stays."""
+    ours = ENVIRONMENT | {
+        "DS_ACCELERATOR": "cpu",  # the driver computes nothing; without this DeepSpeed looks for devices and warns
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "RAY_worker_niceness": "0",  # Ray's 15 would let anything else on the machine starve the training
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    for name, value in ours.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
 
 
 def resolve_device(setting: str) -> str:
@@ -37,6 +53,14 @@ def process_environment(device: str, threads: int) -> dict[str, str]:
     else:
         env |= {"NCCL_CUMEM_ENABLE": "0"}
     return env
+
+
+def engine_arguments(device: str, max_tokens: int) -> dict[str, Any]:
+    """vLLM EngineArgs that depend on the device."""
+    if device == "cpu":
+        # After a part of a prompt vLLM turns a request's seeded generator back, which CPU generators cannot do.
+        return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_tokens)}
+    return {}
 
 
 def start_torch(device: str, threads: int) -> Any:

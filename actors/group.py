@@ -179,6 +179,8 @@ class ActorGroup:
 
 def start_groups(groups: Sequence[ActorGroup]) -> None:
     """Have all groups load their models at the same time; fills in each group's `description`."""
+    if not groups:
+        return
     addresses = wait_all(
         {f"{g.role} 0": g.ranks[0].address.remote() for g in groups}, "start", max(g.limits.start for g in groups)
     )

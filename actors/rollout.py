@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.device import memory_bytes
+from quadriga.actors.device import engine_arguments, memory_bytes
 from quadriga.actors.settings import RolloutSettings, SamplingSettings
 
 
@@ -188,7 +188,7 @@ class RolloutWorker:
                 trust_remote_code=False,
                 seed=0,
             )
-            return LLMEngine.from_engine_args(EngineArgs(**(arguments | settings.engine)))
+            return LLMEngine.from_engine_args(EngineArgs(**(arguments | engine_arguments(self.device, max_tokens) | settings.engine)))
 
         self.loop = RolloutLoop(build)
         self.loop.call(lambda engine: engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}}))

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from quadriga.actors.device import prepare_driver
 from quadriga.data.errors import Fault, UserError
 
 app = typer.Typer(
@@ -127,6 +128,7 @@ def schema() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code: 0; 2 what the user can mend; 1 a fault; 130 Ctrl-C."""
+    prepare_driver()
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:

@@ -1,14 +1,12 @@
 """One run's processes: joins or starts Ray, seats the roles, starts hosts and rollout workers, ends them again."""
 
 import logging
-import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from quadriga.actors.device import ENVIRONMENT, cores, process_environment, resolve_device
+from quadriga.actors.device import cores, prepare_driver, process_environment, resolve_device
 from quadriga.actors.group import ActorGroup, start_groups
 from quadriga.actors.model_host import HostSpec, ModelHost
 from quadriga.actors.models import ModelSpec
@@ -37,9 +35,7 @@ def connected(settings: ClusterSettings) -> Iterator[str | None]:
     if ray.is_initialized():
         yield None
         return
-    os.environ.update({key: value for key, value in ENVIRONMENT.items() if key not in os.environ})
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    prepare_driver()
     arguments: dict[str, Any] = {"address": settings.address} if settings.address else {"num_cpus": cores()}
     context = ray.init(
         **arguments,

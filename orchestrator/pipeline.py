@@ -21,7 +21,7 @@ OUTPUTS = {
 """Stage -> output -> where it lies in the stage's run directory."""
 
 LISTS = ("earlier_rankings",)
-"""Settings that take every earlier output of that name, not just the newest."""
+"""Settings that take a list of paths: empty in the first round."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def resolve_inputs(entry: StageEntry, done: list[Done]) -> dict[str, Any]:
         names = [wanted] if isinstance(wanted, str) else wanted
         found = [path for name in names for path in _outputs(name, done)[:1]]
         if key in LISTS:
-            resolved[key] = list(reversed(_outputs(names[0], done)))[-1:]
+            resolved[key] = _outputs(names[0], done)[:1]
         elif found:
             resolved[key] = found[0]
         else:

@@ -77,7 +77,14 @@ class Ppo(TrainingStage):
         settings, step = self.settings, self.state.step
         indices = batch_indices(step, settings.prompts_per_step, len(self.prompts), settings.seed)
         prompts = _distinct([self.prompts[i] for i in indices])
-        samples = self.pool.generate(prompts, settings.samples_per_prompt, settings.sampling, settings.seed, step)
+        samples = self.pool.generate(
+            prompts,
+            settings.samples_per_prompt,
+            settings.sampling,
+            settings.seed,
+            step,
+            self.progress.part("generate"),
+        )
         invariants.served_by(samples, step)
         self.state.samples += len(samples)
         self.state.tokens += sum(len(s.token_ids) for s in samples)
@@ -157,7 +164,9 @@ class Ppo(TrainingStage):
         self.tokenizer = load_tokenizer(self.policy_path)
         self.max_tokens = settings.prompts.max_tokens + settings.sampling.max_tokens
         check_context(self.policy_path, self.max_tokens, "prompts.max_tokens + sampling.max_tokens")
-        self.prompts: list[Prompt] = load_prompts(settings.prompts, self.tokenizer, settings.seed).train
+        split = load_prompts(settings.prompts, self.tokenizer, settings.seed)
+        self.prompts: list[Prompt] = split.train
+        self.skipped = split.skipped
         invariants.one_bos([prompt.token_ids for prompt in self.prompts], self.tokenizer.bos_token_id)
         self.reference_path = model_path(settings.reference, "reference") if settings.reference else self.policy_path
         self.starts_as_reference = Path(self.reference_path).resolve() == Path(self.policy_path).resolve()

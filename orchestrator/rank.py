@@ -14,7 +14,7 @@ from quadriga.orchestrator.ppo import end_tokens, hash_seed
 from quadriga.orchestrator.rewards import judged
 from quadriga.orchestrator.rollout_pool import RolloutPool
 from quadriga.orchestrator.settings import RankStage
-from quadriga.orchestrator.stage import Stop, check_context, model_path
+from quadriga.orchestrator.stage import Stop, check_context, model_path, note_skipped
 
 CHUNK = 256
 """Prompts sampled, judged and written at a time: what an interruption can cost."""
@@ -38,7 +38,8 @@ class Rank:
         tokenizer = load_tokenizer(path)
         longest = settings.prompts.max_tokens + settings.sampling.max_tokens
         check_context(path, longest, "prompts.max_tokens + sampling.max_tokens")
-        prompts = load_prompts(settings.prompts, tokenizer, settings.seed).train
+        split = load_prompts(settings.prompts, tokenizer, settings.seed)
+        prompts = split.train
         chunks = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
         due = [number for number in range(len(chunks)) if not self._part(number).is_file()]
         if due:
@@ -52,6 +53,7 @@ class Rank:
                 Stop().listening() as stop,
             ):
                 progress.started(len(chunks) - len(due), len(chunks), dashboard, None, running.logs)
+                note_skipped(split.skipped, self.run, progress)
                 stops = end_tokens(path, tokenizer)
                 deadlines = settings.cluster.deadlines
                 pool = RolloutPool(
@@ -61,7 +63,7 @@ class Rank:
                     lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip(),
                 )
                 for number in due:
-                    rankings = self._rank(pool, annotator, chunks[number], number, path)
+                    rankings = self._rank(pool, annotator, chunks[number], number, path, progress)
                     lines = [json.dumps(ranking.to_row(), ensure_ascii=False) for ranking in rankings]
                     write_text_atomic(self._part(number), "".join(line + "\n" for line in lines))
                     progress.step(number + 1, {"rankings": len(rankings)})
@@ -73,13 +75,19 @@ class Rank:
         return True
 
     def _rank(
-        self, pool: RolloutPool, annotator: Judge, prompts: list[Prompt], number: int, model: str
+        self,
+        pool: RolloutPool,
+        annotator: Judge,
+        prompts: list[Prompt],
+        number: int,
+        model: str,
+        progress: StageProgress,
     ) -> list[Ranking]:
         settings = self.settings
         low, high = settings.answers_per_prompt
         generator = np.random.default_rng(hash_seed(settings.seed, number))
         counts = [int(count) for count in generator.integers(low, high + 1, len(prompts))]
-        samples = pool.generate(prompts, counts, settings.sampling, settings.seed, number)
+        samples = pool.generate(prompts, counts, settings.sampling, settings.seed, number, progress.part("sample"))
         scores = judged(annotator, samples, "rank").values
         rankings, start = [], 0
         for prompt, count in zip(prompts, counts, strict=True):

@@ -3,7 +3,7 @@
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -13,6 +13,7 @@ from quadriga.actors.group import ActorGroup
 from quadriga.actors.models import ModelSpec, read_config
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import UserError
+from quadriga.data.readers import BadRow
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator import checkpoint
 from quadriga.orchestrator.checkpoint import Export
@@ -56,6 +57,7 @@ class TrainingStage(ABC):
         self.settings, self.run = settings, run
         self.state = RunState()
         self.timings: dict[str, float] = {}
+        self.skipped: list[BadRow] = []
         self.host_classes: dict[str, Any] = {}
 
     @abstractmethod
@@ -93,6 +95,7 @@ class TrainingStage(ABC):
     def execute(self, progress: StageProgress) -> bool:
         """Run to the end, or to a clean stop. Returns True when the stage is finished, False when it was stopped."""
         self.prepare()
+        self.progress = progress
         settings = self.settings
         with (
             connected(settings.cluster) as dashboard,
@@ -118,6 +121,7 @@ class TrainingStage(ABC):
             self.state.tracker_id = tracker.run_id
             with tracker:
                 progress.started(self.state.step, settings.total_steps, dashboard, tracker.address, running.logs)
+                note_skipped(self.skipped, self.run, progress)
                 self.begin()
                 try:
                     self._loop(tracker, progress, stop)
@@ -171,6 +175,15 @@ class TrainingStage(ABC):
 
     tokenizer: Any
     running: Processes
+    progress: StageProgress
+
+
+def note_skipped(rows: Sequence[BadRow], run: RunDir, progress: StageProgress) -> None:
+    """Say how many rows were left out and list them in logs/skipped-rows.txt, with file, line and reason."""
+    if rows:
+        file = run.logs_dir / "skipped-rows.txt"
+        file.write_text("".join(f"{row}\n" for row in rows))
+        progress.note(f"  {len(rows)} rows were left out: {file}")
 
 
 def model_path(model: ModelSettings, key: str) -> str:

@@ -95,6 +95,7 @@ class Pretrain(SupervisedStage):
             self.path = str(start)
         check_context(self.path, settings.data.max_tokens, "data.max_tokens")
         split = load_documents(settings.data, self.tokenizer, settings.seed)
+        self.skipped = split.skipped
         self.elements = packed_rows(split.train, settings.data.max_tokens, settings.seed)
         self.heldout = packed_rows(split.heldout, settings.data.max_tokens, settings.seed)
 
@@ -123,6 +124,7 @@ class Sft(SupervisedStage):
         self.tokenizer = load_tokenizer(self.path)
         check_context(self.path, settings.data.max_tokens, "data.max_tokens")
         split = load_demonstrations(settings.data, self.tokenizer, settings.seed)
+        self.skipped = split.skipped
         invariants.eos_is_learned(split.train, [self.tokenizer.eos_token_id])
         self.elements = [_element([row]) for row in split.train]
         self.heldout = [_element([row]) for row in split.heldout]
@@ -160,6 +162,7 @@ class Reward(SupervisedStage):
         self.tokenizer = load_tokenizer(self.path)
         check_context(self.path, settings.data.max_tokens, "data.max_tokens")
         split = load_rankings(settings.data, self.tokenizer, settings.seed)
+        self.skipped = split.skipped
         self.elements = [_ranking_element(row) for row in split.train]
         self.heldout = [_ranking_element(row) for row in split.heldout]
         if settings.demonstrations is not None:
