@@ -5,7 +5,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,6 +13,8 @@ from rich.markup import escape
 
 from quadriga.actors.device import prepare_driver
 from quadriga.data.errors import Fault, UserError
+
+Kind = Literal["policy", "reward"]
 
 app = typer.Typer(
     name="quadriga",
@@ -86,6 +88,83 @@ def data(
     from quadriga.launch.data_view import DataView
 
     DataView(Console(), rows, scan).show(stage)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint or a model folder.")],
+    against: Annotated[str | None, typer.Option(help="Another one, for the win rate.", show_default=False)] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Prompts to answer.", show_default="the run's own")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 takes the likeliest token.", show_default="the run's own")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to every prompt.")] = 1,
+    reward: Annotated[
+        str | None, typer.Option(help="The reward model to score with.", show_default="the run's own")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    to: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.", show_default=False)] = None,
+) -> None:
+    """Measure a model with the gold judge (truthful, harmless, helpful), alone or against another.
+
+    Gold and reward-model score stand side by side; the win rate comes with its 95 % interval, ties counting half.
+
+    Examples:
+
+      quadriga eval runs/assistant
+
+      quadriga eval runs/assistant --against runs/assistant/round-0/sft --rows 300
+
+      quadriga eval runs/assistant/round-1/ppo/checkpoints/step-10 --temperature 0
+    """
+    from quadriga.orchestrator.evaluation import evaluate_run
+
+    numbers = evaluate_run(
+        model, against, rows=rows, temperature=temperature, samples_per_prompt=samples, reward=reward, seed=seed
+    )
+    if to is not None:
+        from quadriga.data.rundir import write_json_atomic
+
+        write_json_atomic(to, numbers)
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint or a model folder.")],
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+) -> None:
+    """Talk to a model in the terminal.
+
+    Examples:
+
+      quadriga chat runs/assistant
+
+      echo "What is the capital of Pelagia?" | quadriga chat runs/assistant --temperature 0
+    """
+    from quadriga.orchestrator.chat import chat as talk
+
+    talk(model, temperature=temperature, max_tokens=max_tokens, seed=seed)
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a pipeline or a checkpoint.")],
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
+    model: Annotated[Kind, typer.Option(help="Which of the run's models.")] = "policy",
+) -> None:
+    """Copy a run's model, tokenizer and chat template to a folder that transformers and vLLM load.
+
+    Examples:
+
+      quadriga export runs/assistant my-assistant
+
+      quadriga export runs/assistant my-judge --model reward
+    """
+    from quadriga.orchestrator.export import export_run
+
+    Console().print(f"The {model} is in {export_run(run, to, model)}", highlight=False, markup=False)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Bad input on the real command line: exit code 2, one paragraph, no traceback; faults exit with 1, Ctrl-C with 130."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -216,3 +217,49 @@ def test_data_shows_mask_and_template(write: Write, sft: dict[str, Any], capsys:
     assert last[1:] == ["2", "'<eos>'", "1"]
     first = next(line.split() for line in shown.splitlines() if "'<bos>'" in line)
     assert first == ["0", "1", "'<bos>'", "0"]
+
+
+def test_export_copies_the_newest_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(model, tmp_path / "run/checkpoints/step-3/export/policy")
+    target = tmp_path / "mine" / "assistant"
+    assert main(["export", str(tmp_path / "run"), str(target)]) == 0
+    assert {path.name for path in model.iterdir()} == {path.name for path in target.iterdir()}
+    assert (target / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    assert main(["export", str(tmp_path / "run"), str(target)]) == 2
+    assert "exists already" in " ".join(capsys.readouterr().err.split())
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "other"), "--model", "reward"]) == 2
+    assert "holds no reward model" in " ".join(capsys.readouterr().err.split())
+
+
+def test_export_refuses_damaged_weights(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(model, source)
+    weights = (source / "model.safetensors").read_bytes()
+    (source / "model.safetensors").write_bytes(weights[:-4])
+    assert main(["export", str(source), str(tmp_path / "copy")]) == 2
+    assert "is damaged" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "copy").exists()
+
+
+def test_eval_passes_everything_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def evaluate_run(target: str, against: str | None, **options: Any) -> dict[str, Any]:
+        asked.update(options, target=target, against=against)
+        return {"win_rate": {"mean": 0.5}}
+
+    monkeypatch.setattr("quadriga.orchestrator.evaluation.evaluate_run", evaluate_run)
+    out = tmp_path / "numbers.json"
+    arguments = ["eval", "a", "--against", "b", "--rows", "7", "--temperature", "0", "--samples", "2", "--seed", "3"]
+    assert main([*arguments, "--to", str(out)]) == 0
+    assert asked == {
+        "target": "a", "against": "b", "rows": 7, "temperature": 0.0, "samples_per_prompt": 2,
+        "reward": None, "seed": 3,
+    }  # fmt: skip
+    assert json.loads(out.read_text()) == {"win_rate": {"mean": 0.5}}
+
+
+@pytest.mark.parametrize("command", ["eval", "chat"])
+def test_a_run_that_is_not_there(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, str(tmp_path / "none")]) == 2
+    assert "There is no folder" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,45 @@
+"""`quadriga export`: a run's model as a folder of its own, to take elsewhere."""
+
+import shutil
+from pathlib import Path
+
+from quadriga.data.errors import UserError
+from quadriga.data.rundir import publish
+from quadriga.orchestrator.targets import Kind, find_model
+
+
+def export_run(name: str, to: str | Path, kind: Kind = "policy") -> Path:
+    """Copy the model that `name` stands for to the new folder `to`, in Hugging Face layout; returns its path.
+
+    name: a run, a pipeline, a checkpoint or a model folder. The copy is there whole or not at all.
+    Raises UserError when there is no such model, when its files are damaged, or when `to` exists already.
+    """
+    source, target = Path(find_model(name, kind).folder), Path(to).expanduser().absolute()
+    if target.exists():
+        raise UserError(f"{to} exists already. Name a new folder, so that nothing is overwritten.")
+    _check_weights(source)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        shutil.copytree(source, temporary)
+    except (OSError, shutil.Error) as error:
+        raise UserError(f"{source} cannot be copied to {to}: {error}.") from None
+    publish(temporary, target)
+    return target
+
+
+def _check_weights(folder: Path) -> None:
+    """Every file of weights can be read to its end and holds no empty tensor."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder} has no .safetensors weights: there is nothing to export.")
+    for file in files:
+        try:
+            with safe_open(file, "numpy") as tensors:
+                empty = [key for key in tensors.keys() if 0 in tensors.get_slice(key).get_shape()]  # noqa: SIM118
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged ({error}): take another checkpoint.") from None
+        if empty:
+            raise UserError(f"{file} holds the empty tensor {empty[0]}: take another checkpoint.")
