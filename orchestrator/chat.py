@@ -1,0 +1,168 @@
+"""Talk to a checkpoint in the terminal: one rollout engine, one conversation."""
+
+import contextlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from quadriga.actors.models import read_config
+from quadriga.actors.settings import ClusterSettings, SamplingSettings
+from quadriga.data.errors import Fault
+from quadriga.data.records import Message, Prompt
+from quadriga.orchestrator.cluster import RolloutPlan, connected, processes
+from quadriga.orchestrator.console import make_console
+from quadriga.orchestrator.ppo import end_tokens
+from quadriga.orchestrator.rollout_pool import RolloutPool
+from quadriga.orchestrator.targets import find_model
+
+CONTEXT = 2048
+"""Most tokens of a conversation: the engine's cache is small."""
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
+HELP = "/reset forgets the conversation, /quit or Ctrl-D ends."
+
+
+class Conversation:
+    """The turns that fit in the context. context, max_tokens: in tokens; an answer gets up to `max_tokens` of it."""
+
+    def __init__(self, tokenizer: Any, context: int, max_tokens: int):
+        from quadriga.data.chat import ChatEncoder
+
+        self._encoder = ChatEncoder(tokenizer)
+        self._context, self._answer = context, min(max_tokens, context // 2)
+        self.messages: list[Message] = []
+
+    def ask(self, question: str) -> tuple[list[int], int]:
+        """The prompt's token ids, and how many of the oldest turns had to go to make room for the answer.
+
+        Raises ValueError, and forgets the question, when it cannot be asked.
+        """
+        kept, dropped = [*self.messages, {"role": "user", "content": question}], 0
+        ids = self._ids(kept)
+        while len(ids) + self._answer > self._context and len(kept) > 1:
+            kept, dropped = kept[2:], dropped + 1
+            ids = self._ids(kept)
+        if len(ids) >= self._context:
+            raise ValueError(f"that is {len(ids)} tokens, and the context of this model is {self._context}")
+        self.messages = kept
+        return ids, dropped
+
+    def room(self, ids: list[int]) -> int:
+        """Longest answer to a prompt, in tokens."""
+        return min(self._answer, self._context - len(ids))
+
+    def answered(self, text: str) -> None:
+        """Note the answer. A turn without one is forgotten: no template can show it."""
+        if text:
+            self.messages.append({"role": "assistant", "content": text})
+        else:
+            self.messages.pop()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.messages = []
+
+    def _ids(self, messages: list[Message]) -> list[int]:
+        return self._encoder.encode_prompts([self._encoder.render_prompt(messages)])[0]
+
+
+def chat(
+    target: str,
+    *,
+    temperature: float = 0.7,
+    max_tokens: int = 256,
+    seed: int = 0,
+    console: Console | None = None,
+) -> None:
+    """`quadriga chat`: talk to a run, checkpoint or model until /quit or the end of the input.
+
+    Where standard input is no terminal each of its lines is a question, and only answers go to standard output.
+    Raises UserError when `target` is no model, Fault when the engine breaks.
+    """
+    from quadriga.data.tokenizer import load_tokenizer
+
+    found = find_model(target)
+    tokenizer = load_tokenizer(found.folder)
+    context = context_length(found.folder)
+    talk = Conversation(tokenizer, context, max_tokens)
+    console, notes = console or make_console(), Console(stderr=True, highlight=False)
+    cluster = _one_worker(found.cluster)
+    logs = tempfile.mkdtemp(prefix="quadriga-chat-")
+    notes.print(Text(f"{found.folder}, context {context} tokens, temperature {temperature:g}. {HELP}"), soft_wrap=True)
+    with contextlib.ExitStack() as stack, _naming_the_log(f"{logs}/rollout-0.log", notes):
+        with notes.status("Starting the engine"):
+            stack.enter_context(connected(cluster))
+            running = stack.enter_context(processes(cluster, [], RolloutPlan(found.folder, context, load=True), logs))
+        pool = RolloutPool(
+            running.workers,
+            cluster.deadlines,
+            end_tokens(found.folder, tokenizer),
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip(),
+        )
+        for turn, question in enumerate(_questions(console)):
+            if question == "/reset":
+                talk.reset()
+                notes.print("The conversation is forgotten.")
+                continue
+            try:
+                ids, dropped = talk.ask(question)
+            except ValueError as error:
+                notes.print(Text(f"Not asked: {error}."))
+                continue
+            if dropped:
+                notes.print(f"The oldest {dropped} turn(s) no longer fit and are forgotten.")
+            sampling = SamplingSettings(max_tokens=talk.room(ids), temperature=temperature)
+            with notes.status("") if console.is_terminal else contextlib.nullcontext():
+                [sample] = pool.generate([Prompt("chat", talk.messages, ids)], 1, sampling, seed, turn)
+            talk.answered(sample.text)
+            console.print(Text(sample.text), soft_wrap=True)
+            if not sample.text:
+                notes.print("(The model answered with nothing; the question is forgotten.)")
+            elif not sample.ended:
+                notes.print(f"(cut after {len(sample.response_ids)} tokens)")
+    shutil.rmtree(logs, ignore_errors=True)
+
+
+def context_length(folder: str) -> int:
+    """Tokens of a conversation: the model's context, as far as the engine's cache goes."""
+    config = read_config(folder)
+    return min([CONTEXT, *(int(config[key]) for key in CONTEXT_KEYS if config.get(key))])
+
+
+def _questions(console: Console) -> Iterator[str]:
+    """What is asked, until /quit, Ctrl-D or Ctrl-C. Empty lines are no questions."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (line editing and history)
+    while True:
+        try:
+            line = console.input("[bold]> [/bold]") if terminal else sys.stdin.readline()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if not terminal and not line:
+            return
+        question = line.strip()
+        if question == "/quit":
+            return
+        if question:
+            yield question
+
+
+@contextlib.contextmanager
+def _naming_the_log(log: str, notes: Console) -> Iterator[None]:
+    """Say where the engine wrote why, when something broke."""
+    try:
+        yield
+    except Fault:
+        notes.print(Text(f"The engine's log is {log}"), soft_wrap=True)
+        raise
+
+
+def _one_worker(cluster: ClusterSettings) -> ClusterSettings:
+    """One conversation needs one engine."""
+    return cluster.model_copy(update={"rollout": cluster.rollout.model_copy(update={"workers": 1})})

@@ -1,0 +1,149 @@
+"""What a name on the command line means: a run, a stage of a pipeline, a checkpoint or a plain model folder."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ValidationError
+
+from quadriga.actors.models import read_config
+from quadriga.actors.settings import ClusterSettings
+from quadriga.data.errors import UserError
+from quadriga.data.rundir import RunDir
+from quadriga.orchestrator.settings import EvaluationSettings
+
+Kind = Literal["policy", "reward"]
+LEVELS = 6
+"""Folders to look upwards for the run that a model belongs to: run/round-1/ppo/checkpoints/step-9/export/policy."""
+NO_POLICY = ("ForSequenceClassification", "ForTokenClassification")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model that somebody named. folder: where its config.json is. run: the run it came from, if it came from one."""
+
+    name: str
+    folder: str
+    run: RunDir | None
+
+    @property
+    def cluster(self) -> ClusterSettings:
+        """Where its run ran. Raises UserError when the run's config is not one of this version."""
+        value = self._config(self.run).get("cluster") if self.run else None
+        return ClusterSettings() if value is None else _validated(ClusterSettings, value, self.run)
+
+    @property
+    def evaluation(self) -> EvaluationSettings | None:
+        """How its pipeline measures, where it belongs to one. Raises UserError as `cluster`."""
+        pipeline = self._pipeline
+        value = self._config(pipeline).get("evaluation") if pipeline else None
+        return None if value is None else _validated(EvaluationSettings, value, pipeline)
+
+    @property
+    def reward(self) -> str | None:
+        """The reward model that the newest PPO stage of its run was trained with, while it is still there."""
+        return _existing(_path(self._ppo, "reward"))
+
+    @property
+    def reference(self) -> str | None:
+        """What that stage measured KL from."""
+        return _existing(_path(self._ppo, "reference") or _path(self._ppo, "policy"))
+
+    @property
+    def _pipeline(self) -> RunDir | None:
+        """The run itself or the one two folders above it."""
+        if self.run is None:
+            return None
+        above = [self.run, RunDir(self.run.path.parent.parent)]
+        return next((run for run in above if self._config(run).get("stage") == "pipeline"), None)
+
+    @property
+    def _ppo(self) -> dict[str, Any]:
+        if self.run is None:
+            return {}
+        pipeline = self._pipeline
+        runs = [self.run, *(reversed(stage_runs(pipeline.path)) if pipeline else [])]
+        return next((config for run in runs if (config := self._config(run)).get("stage") == "ppo"), {})
+
+    @staticmethod
+    def _config(run: RunDir) -> dict[str, Any]:
+        try:
+            value = yaml.safe_load(run.config_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except yaml.YAMLError as error:
+            raise UserError(f"{run.config_path} is damaged ({error}). Give the model's folder instead.") from None
+        return value if isinstance(value, dict) else {}
+
+
+def find_model(name: str, kind: Kind = "policy") -> Target:
+    """The model that `name` stands for: a model folder, a checkpoint, a run (its export, or the newest checkpoint's
+    while there is none) or a pipeline (its export, or that of the newest stage that has one).
+
+    Raises UserError when there is no such model.
+    """
+    path = Path(name).expanduser().absolute()
+    if not path.is_dir():
+        raise UserError(
+            f"There is no folder {name}. Give a run directory such as runs/assistant, or the folder of a model."
+        )
+    folder = next(_folders(path, kind), None)
+    if folder is None:
+        raise UserError(
+            f"{name} holds no {kind} model: neither a config.json nor export/{kind}, in it or in a checkpoint. A run "
+            "has one after its first checkpoint."
+        )
+    architectures = " ".join(read_config(folder).get("architectures") or [])
+    if (kind == "policy") == any(ending in architectures for ending in NO_POLICY) and architectures:
+        wanted = "a causal language model" if kind == "policy" else "a reward model"
+        raise UserError(f"{name} is a {architectures}, and {wanted} is needed. Give the folder of one.")
+    above = [folder, *folder.parents][:LEVELS]
+    return Target(name, str(folder), next((RunDir(p) for p in above if (p / "run.json").is_file()), None))
+
+
+def stage_runs(pipeline: Path) -> list[RunDir]:
+    """The run directories of a pipeline's stages, oldest first: by round, then by when they began."""
+    runs = [RunDir(file.parent) for file in pipeline.glob("round-*/*/run.json")]
+    return sorted(runs, key=lambda run: (int(run.path.parent.name.removeprefix("round-")), _began(run), run.path.name))
+
+
+def _folders(path: Path, kind: Kind) -> Iterator[Path]:
+    """Where the model may be, best first."""
+    if (path / "config.json").is_file():
+        yield path
+    yield from _of_run(RunDir(path), kind)
+    for run in reversed(stage_runs(path)):
+        yield from _of_run(run, kind)
+
+
+def _of_run(run: RunDir, kind: Kind) -> Iterator[Path]:
+    exports = [run.export_dir, *(run.checkpoint_dir(step) / "export" for step in reversed(run.checkpoint_steps()))]
+    yield from (export / kind for export in exports if (export / kind / "config.json").is_file())
+
+
+def _began(run: RunDir) -> str:
+    attempts = run.read_run().get("attempts") or [{}]
+    return str(attempts[0].get("started", ""))
+
+
+def _path(config: dict[str, Any], key: str) -> str | None:
+    return (config.get(key) or {}).get("path")
+
+
+def _existing(path: str | None) -> str | None:
+    return path if path is not None and (Path(path) / "config.json").is_file() else None
+
+
+def _validated(settings: Any, value: Any, run: RunDir | None) -> Any:
+    try:
+        return settings.model_validate(value)
+    except ValidationError as error:
+        assert run is not None
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{run.config_path} was written by another version of Quadriga ({where}: {first['msg']}). Give the model's "
+            "folder, copied out of the run, instead."
+        ) from None
