@@ -112,8 +112,8 @@ class ActorGroup:
     ) -> Pending:
         """One optimizer step on all elements -> Update.
 
-        normalizer: what the loss sum is divided by, a count over the whole batch. Raises Fault when ranks disagree on the
-        number of micro-batches or a trainable tensor stood still in the first step.
+        normalizer: what the loss sum is divided by, a count over the whole batch. Raises Fault when ranks disagree on
+        the number of micro-batches or a trainable tensor stood still in the first step.
         """
         layout = plan([e.length for e in elements], self.world, self.specs[0].cluster.train_tokens)
         parts = [[pack_elements([elements[i] for i in micro], loss.fields) for micro in rank] for rank in layout.ranks]
@@ -224,8 +224,8 @@ def _merge(results: dict[str, HostResult]) -> Update:
     if still and (stuck := sorted(set.intersection(*still))):
         role = next(iter(results)).split()[0]
         raise Fault(
-            f"update: after the first step with a learning rate above 0, {len(stuck)} trainable tensors of the {role} had "
-            f"not moved: {', '.join(stuck[:4])}{' ...' if len(stuck) > 4 else ''}",
+            f"update: after the first step with a learning rate above 0, {len(stuck)} trainable tensors of the {role} "
+            f"had not moved: {', '.join(stuck[:4])}{' ...' if len(stuck) > 4 else ''}",
             "update",
             role,
         )

@@ -93,7 +93,7 @@ def _replace_lm_head(model: Any) -> None:
 
 
 def _start_scalar_head(model: Any, spec: ModelSpec, torch: Any) -> None:
-    """Give a head that the folder lacks N(0, 1/sqrt(d+1)) weights (Stiennon et al. 2020, appendix B.1) and set the bias."""
+    """Start a head that the folder lacks at N(0, 1/(d+1)) (Stiennon et al. 2020, appendix B.1) and set the bias."""
     head = scalar_head(model)
     fresh = not _has_tensor(spec.path, ("score.weight", "classifier.weight"))
     with _gathered([head.weight] + ([head.bias] if head.bias is not None else [])), torch.no_grad():
@@ -129,7 +129,7 @@ def _gathered(parameters: list[Any]) -> Any:
 
 
 def token_logprobs(engine: Any, model: Any, batch: dict[str, Any], temperature: float) -> tuple[Any, Any]:
-    """(log-probs, entropies) [T] float32 of a packed batch, aligned with the token they belong to (0 at a sequence's first)."""
+    """(log-probs, entropies) [T] float32 of a packed batch, aligned with their tokens (0 at a sequence's first)."""
     import torch
 
     model.get_output_embeddings().request = (torch.roll(batch["token_ids"], -1), temperature)

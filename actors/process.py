@@ -8,7 +8,7 @@ from typing import Any
 
 
 def take_over_output(path: str) -> None:
-    """Send this process's stdout and stderr, C level included, to a file of the run; crashes leave their stacks there."""
+    """Send stdout and stderr of this process, C level included, to a file of the run; crashes leave stacks there."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):

@@ -188,7 +188,8 @@ class RolloutWorker:
                 trust_remote_code=False,
                 seed=0,
             )
-            return LLMEngine.from_engine_args(EngineArgs(**(arguments | engine_arguments(self.device, max_tokens) | settings.engine)))
+            arguments |= engine_arguments(self.device, max_tokens) | settings.engine
+            return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
         self.loop = RolloutLoop(build)
         self.loop.call(lambda engine: engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}}))

@@ -1,7 +1,7 @@
-"""vLLM's receiving side of a sync: the `object_store` engine in vLLM's weight-transfer registry (registered by import).
+"""vLLM's receiving side of a sync: the `object_store` engine in its weight-transfer registry (registered by import).
 
-A sync is good when every bucket's checksum matches and every vLLM module reports all of its elements loaded; the trainer
-then compares log-probs. vLLM itself checks none of this: what did not arrive keeps its old value without a word.
+A sync is good when every bucket's checksum matches and every vLLM module reports all of its elements loaded; the
+trainer then compares log-probs. vLLM itself checks none of this: what did not arrive keeps its old value.
 """
 
 from dataclasses import dataclass

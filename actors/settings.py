@@ -1,4 +1,4 @@
-"""Settings of what runs inside actors: models, optimizers, sampling, judges, and `cluster:` (all that depends on hardware)."""
+"""Settings of what runs inside actors: models, optimizers, sampling, judges, and `cluster:` (hardware)."""
 
 from typing import Any, Literal
 

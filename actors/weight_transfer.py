@@ -1,4 +1,4 @@
-"""Buckets of weights and the trainer's side of a sync: what is sent, with which checksum, to whom, within which deadline.
+"""Buckets of weights and the trainer's side of a sync: what is sent, with which checksum, to whom, by when.
 
 Free of vLLM, so that model hosts need not import it; the receiving engine is in rollout_engine.py.
 """
@@ -45,7 +45,7 @@ def pack_bucket(tensors: list[tuple[str, torch.Tensor]]) -> Bucket:
     for entry, (_, tensor) in zip(entries, tensors, strict=True):
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         payload[entry.offset : entry.offset + entry.size] = flat.numpy()
-    return Bucket(tuple(entries), payload, zlib.crc32(payload))
+    return Bucket(tuple(entries), payload, zlib.crc32(payload.data))
 
 
 def unpack_bucket(bucket: Bucket) -> list[tuple[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any
 def named_weights(model: Any) -> list[tuple[str, Any]]:
     """Every tensor of the exported model, tied ones under each of their names.
 
-    `named_parameters()` drops a tied `lm_head.weight`; an engine that is not told of it keeps its old head (and says nothing).
+    `named_parameters()` drops a tied `lm_head.weight`; an engine that is not told of it keeps its old head in silence.
     """
     return list(model.named_parameters(remove_duplicate=False))
 

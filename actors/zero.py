@@ -1,7 +1,7 @@
 """DeepSpeed as a sharding engine: its configuration, its start, and the few calls we make of it.
 
-Imported inside actors only. The framework owns the accumulation boundary (`managed_gradient_accumulation: false`): every
-`step()` is one, whatever number of micro-batches came before.
+Imported inside actors only. The framework owns the accumulation boundary (`managed_gradient_accumulation: false`):
+every `step()` is one, whatever number of micro-batches came before.
 """
 
 import hashlib

@@ -15,7 +15,7 @@ class Source(Settings):
     """One place rows come from: files by path, or the built-in pocket assistant."""
 
     path: str | None = None
-    """A .jsonl, .jsonl.gz, .json or .parquet file, a glob of them, a text file, or a Hugging Face data set saved to disk."""
+    """A .jsonl, .json or .parquet file, a glob of them, a text file, or a Hugging Face data set saved to disk."""
     builtin: (
         Literal["assistant.text", "assistant.demonstrations", "assistant.prompts", "assistant.heldout_prompts"] | None
     ) = None
@@ -55,7 +55,7 @@ class DataSettings(Settings):
     """Rows never trained on; empty: `heldout_fraction` of `train`, split by prompt."""
     heldout_fraction: float = Field(0.0, ge=0.0, lt=1.0)
     max_tokens: int = Field(512, ge=8)
-    """Longest sequence, prompt and answer together. Longer prompts are bad rows; longer answers are cut (pre-training: split)."""
+    """Longest sequence, prompt and answer together. Longer prompts are bad rows, answers are cut, documents split."""
     on_bad_row: Literal["error", "skip"] = "error"
     """`error` stops with file, line and reason; `skip` counts bad rows and lists them in the log."""
     chat_template: str | None = None

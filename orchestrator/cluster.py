@@ -90,7 +90,9 @@ def processes(
     import ray
 
     device = resolve_device(settings.device)
-    wanted = {h.role: (settings.host(h.role).ranks, settings.host(h.role).gpus) for h in hostings}
+    wanted: dict[str, tuple[int, float]] = {
+        h.role: (settings.host(h.role).ranks, settings.host(h.role).gpus) for h in hostings
+    }
     if rollout is not None:
         engine_gpus = settings.rollout.gpus * settings.rollout.tensor_parallel
         wanted["rollout"] = (settings.rollout.workers, engine_gpus)

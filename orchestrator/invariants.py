@@ -1,4 +1,4 @@
-"""What must hold while training runs. Each check is fatal: a number that is silently wrong costs more than a stopped run."""
+"""What must hold while training runs. Each check is fatal: a silently wrong number costs more than a stopped run."""
 
 from collections.abc import Sequence
 
@@ -33,9 +33,9 @@ def engine_agrees(
     broken = largest > LOGPROB_TOLERANCE if dtype == "float32" else mean > LOGPROB_MEAN_TOLERANCE
     if broken:
         raise Fault(
-            f"The rollout engine's log-probs differ from the trainer's by up to {largest:.2g} (mean {mean:.2g}): the engine "
-            "does not hold the weights that are being trained. The last sync left something out, or sampling settings "
-            "differ from those the trainer computes with.",
+            f"The rollout engine's log-probs differ from the trainer's by up to {largest:.2g} (mean {mean:.2g}): the "
+            "engine does not hold the weights that are being trained. The last sync left something out, or sampling "
+            "settings differ from those the trainer computes with.",
             "old_logprobs",
         )
     return {"rollout/logprob_diff_max": largest, "rollout/logprob_diff_mean": mean}

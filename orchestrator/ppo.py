@@ -336,7 +336,7 @@ def _experience(
 ) -> Experience:
     """The samples that have a score, as the advantage computation wants them."""
     return Experience(
-        scores=[scores.values[i] for i in keep],
+        scores=np.asarray([scores.values[i] for i in keep], np.float64),
         ended=[samples[i].ended for i in keep],
         logprobs=[old_logprobs[i] for i in keep],
         ref_logprobs=[ref_logprobs[i] for i in keep],

@@ -14,7 +14,7 @@ from quadriga.data.records import Prompt, Sample
 
 
 def sampling_seed(run_seed: int, step: int, prompt_id: str, index: int) -> int:
-    """Seed of one answer: a hash of (run seed, step, prompt id) plus the sample index, so a repeated request repeats."""
+    """Seed of one answer: hash of (run seed, step, prompt id) plus the sample index; a repeated request repeats."""
     digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt_id}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big") + index
 

@@ -89,7 +89,7 @@ class RewardStage(TrainStage):
 
     stage: Literal["reward"]
     demonstrations: DataSettings | None = None
-    """Demonstrations that shall score 0 on average: the shift is saved with the model. null: the mean over training answers."""
+    """Demonstrations that shall score 0 on average (the shift is saved with the model). null: the training answers."""
 
 
 class RewardSource(Settings):

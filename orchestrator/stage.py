@@ -25,7 +25,7 @@ from quadriga.orchestrator.tracking import Tracker
 
 
 class Stop:
-    """Ctrl-C and SIGTERM ask for a clean stop: the step under way is finished and saved. A second Ctrl-C does not wait."""
+    """Ctrl-C and SIGTERM ask for a clean stop: the step under way is finished and saved. A second Ctrl-C won't wait."""
 
     def __init__(self) -> None:
         self.asked = False

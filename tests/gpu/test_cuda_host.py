@@ -1,4 +1,4 @@
-"""What only a GPU can show: the kernels on CUDA, and a model host that trains there. Needs no Ray: a host is an object."""
+"""What only a GPU can show: the kernels on CUDA, and a model host that trains there (no Ray: a host is an object)."""
 
 import socket
 from pathlib import Path

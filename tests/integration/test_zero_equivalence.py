@@ -36,7 +36,7 @@ def three_steps(group: ActorGroup, budget: int, folder: Path) -> tuple[list[tupl
 
 
 def budget_for(parts: int, ranks: int) -> int:
-    """The largest token budget that cuts the largest batch into at least this many micro-batches, all ranks together."""
+    """The largest token budget that cuts the largest batch into at least this many micro-batches over all ranks."""
     lengths = [element.length for element in batches()[-1]]
     return next(b for b in range(1000, 0, -1) if sum(len(m) for m in plan(lengths, ranks, b).ranks) >= parts)
 
