@@ -13,27 +13,27 @@ Finding = tuple[KeyPath, str]
 
 
 def without_effect(stage: BaseModel) -> list[Finding]:
-    """Keys that were written down and would change nothing: key path and reason."""
+    """Keys that were changed and would change nothing: key path and reason."""
     return [
         (path + key, reason)
         for path, section in _sections(stage, ())
         for key, reason in _idle(section)
-        if _written(section, key)
+        if _changed(section, key)
     ]
 
 
 def idle_on_this_machine(cluster: ClusterSettings, cuda: bool) -> list[str]:
-    """Keys of `cluster:` that were written down and do nothing on this kind of device. Reported, never an error."""
+    """Keys of `cluster:` that were changed and do nothing on this kind of device. Reported, never an error."""
     if cuda:
         return []
     roles = [name for name, field in ClusterSettings.model_fields.items() if field.annotation is HostSettings]
     keys: list[KeyPath] = [(role, key) for role in roles for key in ("gpus", "offload")]
     keys += [("rollout", "gpus"), ("rollout", "tensor_parallel")]
-    return [f"`cluster.{dotted(key)}` has no effect without a GPU." for key in keys if _written(cluster, key)]
+    return [f"`cluster.{dotted(key)}` has no effect without a GPU." for key in keys if _changed(cluster, key)]
 
 
 def _idle(section: BaseModel) -> Iterator[Finding]:
-    """What would have no effect beside the section's other settings, if it was written down."""
+    """What would have no effect beside the section's other settings, if it was changed."""
     match section:
         case OptimizerSettings(schedule="constant"):
             yield ("min_lr_ratio",), "the `constant` schedule never lowers the learning rate"
@@ -65,14 +65,12 @@ def _idle(section: BaseModel) -> Iterator[Finding]:
             yield ("algorithm", "minibatch_size"), f"a step has only {samples} samples"
 
 
-def _written(section: BaseModel, key: KeyPath) -> bool:
-    """True when every part of the path was given, not defaulted, and the value does not say `off`."""
-    value: object = section
-    for part in key:
-        if not isinstance(value, BaseModel) or part not in value.model_fields_set:
-            return False
-        value = getattr(value, str(part))
-    return value is not None and value is not False
+def _changed(section: BaseModel, key: KeyPath) -> bool:
+    """True when the setting is not at its default: a resolved config, which spells out all defaults, loads again."""
+    *parents, last = map(str, key)
+    for part in parents:
+        section = getattr(section, part)
+    return bool(getattr(section, last) != type(section).model_fields[last].get_default(call_default_factory=True))
 
 
 def _sections(section: BaseModel, path: KeyPath) -> Iterator[tuple[KeyPath, BaseModel]]:

@@ -138,7 +138,7 @@ def test_an_error_in_an_included_file_is_said_to_be_there(write: Write) -> None:
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        (["optimizer.schedule=constant", "optimizer.min_lr_ratio=0.1"], "optimizer.min_lr_ratio"),
+        (["optimizer.schedule=constant", "optimizer.min_lr_ratio=0.2"], "optimizer.min_lr_ratio"),
         (["heldout_every=5"], "heldout_every"),
         (["checkpoint.keep=2"], "checkpoint.keep"),
         (["tracking.wandb=false", "tracking.project=x"], "tracking.project"),
@@ -166,6 +166,16 @@ def test_ppo_settings_without_effect(write: Write, ppo: dict[str, Any], changes:
 def test_defaults_never_count_as_settings_without_effect(write: Write, ppo: dict[str, Any]) -> None:
     stage = load_config(write(ppo), ["prompts_per_step=4", "algorithm.kl.coefficient=0"])
     assert isinstance(stage, PpoStage) and stage.algorithm.minibatch_size == 64
+
+
+def test_a_resolved_config_loads_again(write: Write, ppo: dict[str, Any], pipeline: Path) -> None:
+    """It spells out every default, also those that have no effect."""
+    small = load_config(write(ppo), ["prompts_per_step=4", "algorithm.kl.coefficient=0", "tracking.wandb=false"])
+    for stage in (small, load_config(write(SFT))):
+        assert load_config(write(resolved(stage), "resolved.yaml")) == stage
+    whole = load_config(pipeline)
+    again = load_config(write(resolved(whole), "resolved.yaml"))
+    assert [build(entry.config) for entry in again.stages] == [build(entry.config) for entry in whole.stages]
 
 
 def test_secrets_stay_in_the_environment(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
