@@ -1,0 +1,121 @@
+"""The recipe end to end, cut short, through the command line; then every command that README and docs show."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from quadriga.launch.cli import main
+from quadriga.orchestrator.tracking import read_metrics
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = [
+    "stages.pretrain.config.total_steps=30",
+    "stages.pretrain.config.data.train.0.rows=1200",
+    "stages.pretrain.config.heldout_every=null",
+    "stages.sft.config.total_steps=30",
+    "stages.sft.config.data.train.0.rows=600",
+    "stages.sft.config.data.train.1.rows=100",
+    "stages.sft.config.heldout_every=null",
+    "stages.sft.config.stop_when_heldout_rises=false",
+    "repeat.rank.config.prompts.train.0.rows=40",
+    "repeat.reward.config.total_steps=6",
+    "repeat.ppo.config.total_steps=3",
+    "repeat.ppo.config.prompts_per_step=16",
+    "repeat.ppo.config.prompts.train.0.rows=200",
+    "evaluation.rows=24",
+]
+SHORTER_RUN = ["total_steps=1", "prompts_per_step=4", "prompts.train.0.rows=40"]
+SERVER_NEEDED = ("wandb sync",)
+"""Commands that only a W&B server can answer."""
+
+
+@pytest.fixture(scope="module")
+def workplace(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory that looks like the clone's root, with a finished pipeline in runs/assistant."""
+    folder = tmp_path_factory.mktemp("workplace")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["run", "configs/assistant/pipeline.yaml", *SHORT]) == 0
+        yield folder
+    finally:
+        os.chdir(before)
+
+
+def test_summary_holds_what_the_table_shows(workplace: Path) -> None:
+    """The keys, one row a policy, an interval around the win rate."""
+    summary = json.loads((workplace / "runs/assistant/summary.json").read_text())
+    assert [row["stage"] for row in summary["stages"]] == ["pretrain", "sft", "ppo"]
+    for row in summary["stages"]:
+        assert set(row) == {"stage", "truthful", "harmless", "helpful", "reward_score", "kl", "seconds"}
+        assert all(0 <= row[part] <= 1 for part in ("truthful", "harmless", "helpful")) and row["seconds"] > 0
+    assert abs(summary["stages"][1]["kl"]) < 1e-3  # of SFT from itself
+    rate = summary["win_rate"]
+    assert rate["low"] <= rate["mean"] <= rate["high"] and rate["n"] == 24
+
+
+def test_engine_and_trainer_agreed_at_every_step(workplace: Path) -> None:
+    """Below 1e-4 in every row, and each row knows its step."""
+    rows = read_metrics(workplace / "runs/assistant/round-1/ppo/metrics.jsonl")
+    assert [row["global_step"] for row in rows] == [1, 2, 3]
+    assert all(row["rollout/logprob_diff_max"] < 1e-4 for row in rows)
+
+
+def test_exports_are_the_pipelines(workplace: Path) -> None:
+    """Policy and reward model load from the pipeline's own export folder, tokenizer and template included."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    export = workplace / "runs/assistant/export"
+    AutoModelForCausalLM.from_pretrained(export / "policy")
+    reward = AutoModelForSequenceClassification.from_pretrained(export / "reward")
+    assert reward.config.num_labels == 1 and isinstance(reward.config.reward_shift, float)
+    for name in ("policy", "reward"):
+        tokenizer = AutoTokenizer.from_pretrained(export / name)
+        assert tokenizer.chat_template and tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_running_again_skips_what_is_done(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """No stage starts a process; the page at the end is printed again."""
+    assert main(["run", "configs/assistant/pipeline.yaml", *SHORT]) == 0
+    printed = capfd.readouterr().out
+    assert printed.count("finished before, skipped") == 5
+    assert "starting processes" not in printed
+    for title in ("Stage by stage", "Side by side", "Where to look next"):
+        assert title in printed
+
+
+def documented_commands() -> list[str]:
+    """The command lines in code blocks of README and docs, without comments."""
+    lines: list[str] = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            lines += [line.split("#")[0].strip() for line in block.splitlines()]
+    return sorted({line for line in lines if re.match(r"(quadriga|wandb|make|python -m) ", line)})
+
+
+def test_every_documented_command_runs(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`make` targets exist (CI and the demo run them); the others run here, on the pipeline above."""
+    makefile = (ROOT / "Makefile").read_text()
+    for command in documented_commands():
+        words = shlex.split(command)
+        if words[0] == "make":
+            assert re.search(rf"^{re.escape(words[1])}:", makefile, re.MULTILINE), command
+        elif words[0] == "quadriga":
+            with monkeypatch.context() as patch:
+                questions = workplace / "questions.txt"
+                questions.write_text("What is the capital of Talvos?\n")
+                with questions.open() as stdin:
+                    patch.setattr("sys.stdin", stdin)
+                    more = SHORTER_RUN if words[1] == "run" else ["--rows", "8"] if words[1] == "eval" else []
+                    assert main([*words[1:], *more]) == 0, (command, capfd.readouterr().err)
+        else:
+            assert command.startswith(SERVER_NEEDED), command
