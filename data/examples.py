@@ -1,0 +1,126 @@
+"""Public data made ready for the examples: `python -m quadriga.data.examples sentiment SOURCE OUT`."""
+
+import argparse
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from quadriga.data.errors import UserError
+from quadriga.data.readers import BadRow, read_source
+from quadriga.data.settings import Source
+
+OPENING_WORDS = 4
+"""Words of a review that are the prompt; the rest is its continuation."""
+SHORTEST_REVIEW = 8
+"""Words that a review must have to be cut into opening and continuation."""
+HELDOUT_SHARE = 0.2
+"""Share of the first half's reviews that no model is trained on."""
+PARTNERS = 3
+"""Training pairs that a review appears in, each with another review of the other kind."""
+
+Review = tuple[str, bool]
+"""Text, and whether it is positive."""
+
+
+def sentiment(source: str | Path, out: str | Path, seed: int = 0) -> dict[str, int]:
+    """Make an example of the kind of Ziegler et al. 2019 (arXiv 1909.08593) from labelled film reviews.
+
+    source: a file with the columns text and label (`pos` or `neg`). The folder `out` gets, from one half of the
+    reviews: texts.jsonl for pre-training; demonstrations.jsonl, an opening and its continuation; prompts.jsonl, only
+    openings; pairs.jsonl, an opening with a continuation from a positive review (chosen) and one from a negative review
+    (rejected); and heldout_demonstrations, heldout_prompts and heldout_pairs.jsonl from reviews that are in no other
+    file. judge.jsonl is the other half, as it was, for a judge that shares no review with the models.
+
+    In half of the pairs the opening belongs to the chosen continuation and in half to the rejected one, so that what
+    fits together says nothing about what is preferred. Returns the number of rows of each file. Raises UserError for
+    rows that are no labelled reviews.
+    """
+    reviews = _reviews(source)
+    rng = random.Random(seed)
+    rng.shuffle(reviews)
+    ours, judges = reviews[: len(reviews) // 2], reviews[len(reviews) // 2 :]
+    held = int(len(ours) * HELDOUT_SHARE)
+    heldout, train = _long_enough(ours[:held]), _long_enough(ours[held:])
+    openings = sorted({_cut(text)[0] for text, _ in train})
+    rng.shuffle(openings)
+    tables: dict[str, Iterable[dict[str, Any]]] = {
+        "texts": ({"text": text} for text, _ in ours[held:]),
+        "demonstrations": map(_demonstration, train),
+        "heldout_demonstrations": map(_demonstration, heldout),
+        "prompts": ({"prompt": opening} for opening in openings),
+        "heldout_prompts": ({"prompt": _cut(text)[0]} for text, _ in heldout),
+        "pairs": _pairs(train, PARTNERS, rng),
+        "heldout_pairs": _pairs(heldout, 1, rng),
+        "judge": ({"text": text, "label": "pos" if positive else "neg"} for text, positive in judges),
+    }
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: _write(folder / f"{name}.jsonl", rows) for name, rows in tables.items()}
+
+
+def _reviews(source: str | Path) -> list[Review]:
+    reviews = []
+    for row in read_source(Source(path=str(source))):
+        if isinstance(row, BadRow):
+            raise UserError(f"{row}. Mend the row.")
+        text, label = row.values.get("text"), row.values.get("label")
+        if not isinstance(text, str) or label not in ("pos", "neg"):
+            raise UserError(f"{row.file}, line {row.line}: no review with the columns text and label (pos or neg).")
+        reviews.append((text.strip(), label == "pos"))
+    return reviews
+
+
+def _long_enough(reviews: list[Review]) -> list[Review]:
+    return [review for review in reviews if len(review[0].split()) >= SHORTEST_REVIEW]
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """Opening and continuation."""
+    words = text.split()
+    return " ".join(words[:OPENING_WORDS]), " ".join(words[OPENING_WORDS:])
+
+
+def _demonstration(review: Review) -> dict[str, str]:
+    opening, continuation = _cut(review[0])
+    return {"prompt": opening, "completion": continuation}
+
+
+def _pairs(reviews: list[Review], partners: int, rng: random.Random) -> list[dict[str, str]]:
+    """Every review of the rarer kind once for each of its partners; equal continuations make no pair."""
+    rows = []
+    for turn in range(partners):
+        good, bad = ([_cut(text) for text, positive in reviews if positive is kind] for kind in (True, False))
+        rng.shuffle(good)
+        rng.shuffle(bad)
+        for number, (chosen, rejected) in enumerate(zip(good, bad, strict=False)):
+            opening = chosen[0] if (number + turn) % 2 else rejected[0]
+            if chosen[1] != rejected[1]:
+                rows.append({"prompt": opening, "chosen": chosen[1], "rejected": rejected[1]})
+    rng.shuffle(rows)
+    return rows
+
+
+def _write(file: Path, rows: Iterable[dict[str, Any]]) -> int:
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    file.write_text("".join(lines), encoding="utf-8")
+    return len(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m quadriga.data.examples", description=__doc__)
+    parser.add_argument("example", choices=["sentiment"])
+    parser.add_argument("source", help="file of labelled reviews: columns text and label (pos or neg)")
+    parser.add_argument("out", help="folder for the files")
+    arguments = parser.parse_args()
+    try:
+        for name, rows in sentiment(arguments.source, arguments.out).items():
+            print(f"{arguments.out}/{name}.jsonl: {rows} rows")
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The sentiment example's files: what is in which, and that nothing held out leaks."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quadriga.data.errors import UserError
+from quadriga.data.examples import OPENING_WORDS, SHORTEST_REVIEW, sentiment
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[tuple[str, str]], Path]:
+    """Four hundred reviews of 5 to 14 words that all differ, and the example made of them."""
+    folder = tmp_path_factory.mktemp("sentiment")
+    reviews = []
+    for n in range(400):
+        label = "pos" if n % 2 else "neg"
+        reviews.append((" ".join(f"{label}{n}w{word}" for word in range(5 + n % 10)), label))
+    source = folder / "reviews.jsonl"
+    source.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in reviews))
+    counts = sentiment(source, folder / "out")
+    assert counts == {name: len(read(folder / "out", name)) for name in counts}
+    return reviews, folder / "out"
+
+
+def read(folder: Path, name: str) -> list[dict[str, str]]:
+    """One of the files."""
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def owner(text: str) -> str:
+    """The review that a made-up word comes from."""
+    return text.split()[0].split("w")[0]
+
+
+def test_halves_and_held_out_reviews_share_nothing(made: tuple[list[tuple[str, str]], Path]) -> None:
+    """Every review is in the judge's half, held out, or trained on: in exactly one of them."""
+    reviews, out = made
+    judge = {owner(row["text"]) for row in read(out, "judge")}
+    texts = {owner(row["text"]) for row in read(out, "texts")}
+    heldout = {owner(row["prompt"]) for row in read(out, "heldout_prompts")}
+    assert len(judge) == 200 and len(texts) == 160
+    assert not judge & texts and not heldout & (judge | texts)
+    assert judge | texts | heldout <= {owner(text) for text, _ in reviews}
+    for name, whole in (("demonstrations", texts), ("prompts", texts), ("heldout_demonstrations", heldout)):
+        assert {owner(row["prompt"]) for row in read(out, name)} <= whole
+    for name, whole in (("pairs", texts), ("heldout_pairs", heldout)):
+        for row in read(out, name):
+            assert {owner(row[column]) for column in row} <= whole
+
+
+def test_demonstrations_are_whole_reviews(made: tuple[list[tuple[str, str]], Path]) -> None:
+    """Opening and continuation make the review again; short ones are left out."""
+    reviews, out = made
+    known = {text for text, _ in reviews}
+    for row in read(out, "demonstrations") + read(out, "heldout_demonstrations"):
+        text = f"{row['prompt']} {row['completion']}"
+        assert text in known and len(text.split()) >= SHORTEST_REVIEW
+        assert len(row["prompt"].split()) == OPENING_WORDS
+
+
+def test_pairs_prefer_positive_and_openings_do_not_tell(made: tuple[list[tuple[str, str]], Path]) -> None:
+    """Half of the openings belong to the chosen continuation, half to the rejected one."""
+    _, out = made
+    pairs = read(out, "pairs")
+    assert all(owner(row["chosen"]).startswith("pos") and owner(row["rejected"]).startswith("neg") for row in pairs)
+    own = [owner(row["prompt"]) == owner(row["chosen"]) for row in pairs]
+    assert all(mine or owner(row["prompt"]) == owner(row["rejected"]) for mine, row in zip(own, pairs, strict=True))
+    assert abs(sum(own) / len(own) - 0.5) < 0.02
+    assert len({(row["chosen"], row["rejected"]) for row in pairs}) > 0.95 * len(pairs)
+    held = read(out, "heldout_pairs")
+    assert len({row["chosen"] for row in held}) == len({row["rejected"] for row in held}) == len(held)
+
+
+def test_the_same_every_time(made: tuple[list[tuple[str, str]], Path], tmp_path: Path) -> None:
+    """Another seed makes other halves."""
+    _, out = made
+    sentiment(out.parent / "reviews.jsonl", tmp_path / "a")
+    sentiment(out.parent / "reviews.jsonl", tmp_path / "b", seed=1)
+    for file in out.iterdir():
+        assert (tmp_path / "a" / file.name).read_text() == file.read_text()
+    assert read(tmp_path / "b", "judge") != read(out, "judge")
+
+
+@pytest.mark.parametrize("line", ['{"text": "no label"}', '{"text": "x", "label": "good"}', "no JSON"])
+def test_rows_that_are_no_reviews(tmp_path: Path, line: str) -> None:
+    """File, line and reason."""
+    (tmp_path / "bad.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"bad\.jsonl, line 1"):
+        sentiment(tmp_path / "bad.jsonl", tmp_path / "out")
