@@ -10,18 +10,21 @@ from typing import Any, Literal
 from quadriga.data.errors import UserError
 
 
+Level = Literal["ok", "note", "problem"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that was looked at. `problem`: it must be mended; `note`: it is worth knowing."""
 
-    level: Literal["ok", "note", "problem"]
+    level: Level
     subject: str
     text: str
 
 
 @dataclass
 class Inspection:
-    """Findings as they come in."""
+    """Findings as they come in, each once: two roles often start from one model."""
 
     subject: str = ""
     findings: list[Finding] = field(default_factory=list)
@@ -31,15 +34,20 @@ class Inspection:
         try:
             text = check(*arguments)
         except UserError as error:
-            self.findings.append(Finding("problem", self.subject, str(error)))
+            self._add("problem", str(error))
             return False
         if text:
-            self.findings.append(Finding("ok", self.subject, text))
+            self._add("ok", text)
         return True
 
     def note(self, text: str) -> None:
         """Something worth knowing."""
-        self.findings.append(Finding("note", self.subject, text))
+        self._add("note", text)
+
+    def _add(self, level: Level, text: str) -> None:
+        finding = Finding(level, self.subject, text)
+        if finding not in self.findings:
+            self.findings.append(finding)
 
 
 @cache

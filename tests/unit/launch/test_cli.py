@@ -52,6 +52,11 @@ def test_path_that_is_no_model(refused: Refused, sft: dict[str, Any], tmp_path: 
     assert "is no model: it has no config.json." in refused(sft, f"model.path={tmp_path}")
 
 
+def test_a_problem_of_two_roles_is_said_once(refused: Refused, ppo: dict[str, Any], tmp_path: Path) -> None:
+    message = refused(ppo, f"policy.path={tmp_path}", f"critic.path={tmp_path}")
+    assert message.count("is no model") == 1
+
+
 def test_model_without_weights(refused: Refused, sft: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert "has no .safetensors weights" in refused(sft, f"model.path={tmp_path}")
