@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from quadriga.data.errors import UserError
 
-
 Level = Literal["ok", "note", "problem"]
 
 
