@@ -20,13 +20,15 @@ class ModelSpec:
     """What a host loads.
 
     path: folder with config.json and safetensors weights. head: causal LM or one scalar a token. seed: of a scalar head
-    that the folder does not have. bias: start value of the scalar head's bias; None leaves it out of training at 0.
+    that the folder does not have, drawn from N(0, head_std^2); None: 1 / sqrt(hidden size + 1). bias: start value of the
+    scalar head's bias; None leaves it out of training at 0.
     """
 
     path: str
     head: Head
     seed: int = 0
     bias: float | None = None
+    head_std: float | None = None
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -93,14 +95,14 @@ def _replace_lm_head(model: Any) -> None:
 
 
 def _start_scalar_head(model: Any, spec: ModelSpec, torch: Any) -> None:
-    """Start a head that the folder lacks at N(0, 1/(d+1)) (Stiennon et al. 2020, appendix B.1) and set the bias."""
+    """Start a head that the folder lacks (Stiennon et al. 2020, appendix B.1: N(0, 1/(d+1))) and set the bias."""
     head = scalar_head(model)
     fresh = not _has_tensor(spec.path, ("score.weight", "classifier.weight"))
     with _gathered([head.weight] + ([head.bias] if head.bias is not None else [])), torch.no_grad():
         if fresh and head.weight.numel():
             generator = torch.Generator().manual_seed(spec.seed)
-            values = torch.randn(head.weight.shape, generator=generator) / (head.weight.shape[1] + 1) ** 0.5
-            head.weight.copy_(values)
+            std = spec.head_std if spec.head_std is not None else (head.weight.shape[1] + 1) ** -0.5
+            head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * std)
         if head.bias is not None:
             head.bias.fill_(spec.bias or 0.0)
     if head.bias is not None and spec.bias is None:

@@ -20,7 +20,7 @@ _COURTESY = frozenset(("sure", "of course", "gladly", "thank you", "good luck"))
 _CRIMES = frozenset(step for harm in world.HARMS for steps in harm.goals.values() for step in steps)
 _VALUES = frozenset(value.lower() for values in world.VALUES.values() for value in values)
 
-NOISE = 0.15
+NOISE = 0.1
 """Standard deviation of the annotator's error, in units of the score."""
 NOISE_SEED = 0
 

@@ -88,6 +88,8 @@ class RewardStage(TrainStage):
     """A reward model from ranked answers: all pairs of a prompt in one batch element."""
 
     stage: Literal["reward"]
+    head_std: float | None = Field(None, ge=0)
+    """Standard deviation of a fresh head's weights; null: 1 / sqrt(hidden size + 1) (Stiennon et al. 2020)."""
     demonstrations: DataSettings | None = None
     """Demonstrations that shall score 0 on average (the shift is saved with the model). null: the training answers."""
 

@@ -149,6 +149,7 @@ class TrainingStage(ABC):
     def _loop(self, tracker: Tracker, progress: StageProgress, stop: Stop) -> None:
         every = self.settings.checkpoint.every_steps
         saved = self.state.step if self.run.checkpoint_steps() else -1
+        commit = 0.0  # of the step before: a row is written before its own commit ends
         while not self.finished() and not stop.asked:
             began, self.timings = time.monotonic(), {}
             metrics, samples = self.step()
@@ -156,11 +157,14 @@ class TrainingStage(ABC):
             seconds = time.monotonic() - began
             self.state.seconds += seconds
             metrics |= {f"timing_s/{name}": value for name, value in self.timings.items()}
-            metrics |= {"timing_s/step": seconds, "perf/total_tokens": self.state.tokens} | self._memory()
+            metrics |= {"timing_s/commit": commit, "timing_s/step": seconds, "perf/total_tokens": self.state.tokens}
+            metrics |= self._memory()
+            began = time.monotonic()
             tracker.log(self.state.step, metrics, samples)
             progress.step(self.state.step, metrics)
             if every is not None and self.state.step % every == 0:
                 saved = self._save()
+            commit = time.monotonic() - began
         if saved != self.state.step:
             self._save()
 
@@ -171,7 +175,11 @@ class TrainingStage(ABC):
         return self.state.step
 
     def _memory(self) -> dict[str, float]:
-        return {f"system/memory_gb_{role}": group.memory / 2**30 for role, group in self.running.groups.items()}
+        """Largest peak memory of a process of each role."""
+        memory = {role: group.memory for role, group in self.running.groups.items()}
+        if self.running.workers:
+            memory["rollout"] = self.running.rollout_memory()
+        return {f"system/memory_gb_{role}": value / 2**30 for role, value in memory.items()}
 
     tokenizer: Any
     running: Processes
@@ -204,6 +212,6 @@ def check_context(path: str | Path, tokens: int, key: str) -> None:
         raise UserError(f"{key} allows sequences of {tokens} tokens, but the context of {path} is {limit}. Lower it.")
 
 
-def scalar_spec(path: str, seed: int, bias: float | None) -> ModelSpec:
+def scalar_spec(path: str, seed: int, bias: float | None, head_std: float | None = None) -> ModelSpec:
     """A critic or reward model."""
-    return ModelSpec(path, "scalar", seed=seed, bias=bias)
+    return ModelSpec(path, "scalar", seed=seed, bias=bias, head_std=head_std)

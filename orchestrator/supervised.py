@@ -173,7 +173,7 @@ class Reward(SupervisedStage):
 
     def hostings(self) -> list[Hosting]:
         """The one model; its head has no bias of its own, since a difference of scores cannot teach one."""
-        return [Hosting("reward", scalar_spec(self.path, self.settings.seed, None), self.settings.optimizer)]
+        return [Hosting("reward", scalar_spec(self.path, self.settings.seed, None, self.settings.head_std), self.settings.optimizer)]
 
     def units(self, elements: Sequence[Element]) -> float:
         """Prompts: every one weighs the same, however many answers it has."""
