@@ -207,7 +207,8 @@ def model_path(model: ModelSettings, key: str) -> str:
 
 def check_context(path: str | Path, tokens: int, key: str) -> None:
     """Raises UserError when a model cannot read sequences of `tokens` tokens."""
-    limit = read_config(path).get("max_position_embeddings")
+    config = read_config(path)
+    limit = config.get("max_position_embeddings", config.get("n_positions"))
     if limit is not None and tokens > limit:
         raise UserError(f"{key} allows sequences of {tokens} tokens, but the context of {path} is {limit}. Lower it.")
 
