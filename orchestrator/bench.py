@@ -92,9 +92,8 @@ def evaluate_models(
         for version, (name, folder) in enumerate(models.items()):
             if version > 0:
                 _load(running, pool, folder, version, cluster)
-            result = results[name] = bench.evaluate(name)
-            shown = {"gold": result.score, "score": result.reward_score, "kl": result.kl}
-            progress.step(version + 1, shown)
+            results[name] = bench.evaluate(name)
+            progress.step(version + 1, {})
     return results
 
 

@@ -143,6 +143,7 @@ def _questions(console: Console) -> Iterator[str]:
         try:
             line = console.input("[bold]> [/bold]") if terminal else sys.stdin.readline()
         except (EOFError, KeyboardInterrupt):
+            console.print()  # the shell's prompt gets a line of its own
             return
         if not terminal and not line:
             return

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from quadriga.orchestrator.console import StageProgress, answers_table, make_con
 from quadriga.orchestrator.measures import Evaluation, choose_prompts, compare
 from quadriga.orchestrator.settings import EvaluationSettings
 from quadriga.orchestrator.statistics import Interval
-from quadriga.orchestrator.targets import find_model
+from quadriga.orchestrator.targets import Target, find_model
 
 ASSISTANT = EvaluationSettings(
     prompts=DataSettings(train=[Source(builtin="assistant.heldout_prompts", rows=320, seed=2000)], max_tokens=64),
@@ -63,7 +64,7 @@ def evaluate_run(
         {t.name: t.folder for t in targets},
         settings,
         targets[0].cluster,
-        tempfile.mkdtemp(prefix="quadriga-eval-"),
+        _logs(targets[0]),
         reward=find_model(reward, "reward").folder if reward else next((t.reward for t in targets if t.reward), None),
         reference=next((t.reference for t in targets if t.reference), None),
         seed=seed,
@@ -76,7 +77,7 @@ def evaluate_run(
         console.print(kinds_table(results))
     for rate, how in zip(rates, (f"at temperature {settings.sampling.temperature:g}", "greedy"), strict=True):
         if rate is not None:
-            console.print(_verdict(target, str(against), how, rate))
+            console.print(_verdict(target, str(against), how, rate), soft_wrap=True)
     return {
         "models": {name: result.as_dict() for name, result in results.items()},
         "win_rate": _as_dict(rates[0]),
@@ -86,10 +87,17 @@ def evaluate_run(
     }
 
 
+def _logs(target: Target) -> Path:
+    """A folder in the run's own logs, or elsewhere where there is no run that can be written to."""
+    if target.run is not None and os.access(target.run.path, os.W_OK):
+        return target.run.logs_dir / "evaluation"
+    return Path(tempfile.mkdtemp(prefix="quadriga-eval-"))
+
+
 def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
     """One row a model and way of drawing answers."""
     table = Table(title="Gold beside proxy", title_justify="left")
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     table.add_column("answers")
     titles = ("truthful", "harmless", "helpful", "gold", "refused", "reward score", "KL", "ended")
     for title in titles:
@@ -109,7 +117,7 @@ def kinds_table(results: Mapping[str, Evaluation]) -> Table:
     table = Table(title="Gold (refused) by kind of prompt", title_justify="left")
     table.add_column("kind")
     for name in results:
-        table.add_column(Text(name), justify="right")
+        table.add_column(Text(name), justify="right", overflow="fold")
     for kind in next(iter(results.values())).by_kind:
         kinds = [result.by_kind.get(kind, {}) for result in results.values()]
         table.add_row(Text(kind), *(f"{_number(k.get('score'))} ({_number(k.get('refused'))})" for k in kinds))
@@ -211,7 +219,7 @@ def _show(
     console.print(answers_table([row["prompt"] for row in shown], columns, kinds if any(kinds) else ()))
     for rate, how in ((result["win_rate"], "at the training temperature"), (result["win_rate_greedy"], "greedy")):
         if rate is not None:
-            console.print(_verdict(last, base, how, Interval(**rate)))
+            console.print(_verdict(last, base, how, Interval(**rate)), soft_wrap=True)
     folders = {name: Path(folder) for name, folder, _ in stages}
     again = f" --against {_short(folders[base].parent.parent)}" if base != last else ""
     console.print(Text("Where to look next:", style="bold"))
