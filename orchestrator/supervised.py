@@ -15,7 +15,7 @@ from quadriga.orchestrator.checkpoint import Export
 from quadriga.orchestrator.cluster import Hosting
 from quadriga.orchestrator.settings import PretrainStage, RewardStage, SftStage, TrainStage
 from quadriga.orchestrator.stage import TrainingStage, check_context, model_path, scalar_spec
-from quadriga.orchestrator.statistics import pair_accuracy
+from quadriga.orchestrator.statistics import pair_accuracy, wilson_interval
 
 
 class SupervisedStage(TrainingStage):
@@ -186,14 +186,17 @@ class Reward(SupervisedStage):
         return {"reward": Export(self.group("reward"), "reward", extra)}
 
     def measure(self) -> dict[str, float]:
-        """Held-out loss and pair accuracy (a prompt's mean first, then over prompts), and calibration over pairs."""
+        """Held-out loss, pair accuracy (a prompt's mean first) with its interval over prompts, calibration over pairs."""
         sequences = [sequence for element in self.heldout for sequence in element.sequences]
         scores = iter(self.group("reward").forward_scores(sequences, "heldout").result())
         margins = [_margins([next(scores) for _ in e.sequences], e.per_sequence["rank"]) for e in self.heldout]
         flat = np.concatenate(margins)
+        accuracy = wilson_interval(float(sum(np.heaviside(m, 0.5).mean() for m in margins)), len(margins))
         return {
             "eval/loss": float(np.mean([np.logaddexp(0, -m).mean() for m in margins])),
-            "eval/accuracy": float(np.mean([np.heaviside(m, 0.5).mean() for m in margins])),
+            "eval/accuracy": accuracy.mean,
+            "eval/accuracy_low": accuracy.low,
+            "eval/accuracy_high": accuracy.high,
             "eval/margin": float(flat.mean()),
             "eval/calibration_error": pair_accuracy(flat).calibration_error,
             "eval/pairs": float(len(flat)),
