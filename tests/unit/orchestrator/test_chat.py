@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quadriga.data.chat import encode_prompt
@@ -60,6 +60,7 @@ def test_a_turn_without_an_answer_is_forgotten() -> None:
     assert talk.messages == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 20)), max_size=8))
 def test_prompt_and_answer_always_fit(turns: list[tuple[int, int]]) -> None:
     talk = Conversation(TOKENIZER, 64, 24)

@@ -146,10 +146,12 @@ def test_which_stages_meet() -> None:
     assert base_and_last(["ppo"]) == ("ppo", "ppo")
 
 
-def test_eval_prints_tables_and_returns_the_numbers(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
+def test_eval_prints_tables_and_returns_the_numbers(
+    tmp_path: Path, calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     stages(tmp_path)
-    console = screen()
-    ppo, sft = str(tmp_path / "round-1" / "ppo"), str(tmp_path / "round-0" / "sft")
+    ppo, sft, console = "round-1/ppo", "round-0/sft", screen()
     result = evaluate_run(ppo, sft, rows=500, temperature=0.5, console=console)
     assert list(result["models"]) == [ppo, sft]
     assert result["models"][ppo]["score"] == 0.75 and result["models"][sft]["by_kind"]["facts"]["n"] == 10
@@ -159,9 +161,9 @@ def test_eval_prints_tables_and_returns_the_numbers(tmp_path: Path, calls: list[
     asked = calls[0]["settings"]
     assert asked.sampling.temperature == 0.5 and asked.rows == asked.prompts.train[0].rows == 500
     assert asked.gold.function == "quadriga.data.gold:gold"
-    assert calls[0]["models"] == {ppo: f"{ppo}/export/policy", sft: f"{sft}/export/policy"}
+    assert calls[0]["models"] == {name: str(tmp_path / name / "export/policy") for name in (ppo, sft)}
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text(console).splitlines() if "│" in line]
-    assert rows[0][1:] == ["sampled", "0.750", "1.000", "0.375", "0.750", "0.000", "7.500", "0.250", "1.000"]
+    assert rows[0] == [ppo, "sampled", "0.750", "1.000", "0.375", "0.750", "0.000", "7.500", "0.250", "1.000"]
     assert rows[1] == ["", "greedy", "0.750", "1.000", "0.375", "0.750", "0.000", "7.500", "–", "1.000"]
     assert ["facts", "0.750 (0.000)", "0.500 (0.000)"] in rows
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quadriga.data.records import Prompt, Sample
@@ -92,6 +92,7 @@ def test_other_prompts_cannot_be_compared() -> None:
     assert compare(measure([answer("a", None)]), measure([answer("a", 1.0)])) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["facts", "howto", "harmful", "lookalike", None]), max_size=30), st.integers(0, 9))
 def test_prompts_to_show_are_one_of_each_kind_and_then_any(kinds: list[str | None], seed: int) -> None:
     chosen = choose_prompts(kinds, 6, seed)
