@@ -13,6 +13,7 @@ from quadriga.actors.models import ModelSpec
 from quadriga.actors.placement import Placement, options, place, threads
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
 from quadriga.actors.waiting import wait_all
+from quadriga.data.errors import Fault, UserError
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,19 @@ def connected(settings: ClusterSettings) -> Iterator[str | None]:
         return
     prepare_driver()
     arguments: dict[str, Any] = {"address": settings.address} if settings.address else {"num_cpus": cores()}
-    context = ray.init(
-        **arguments,
-        include_dashboard=None if settings.address else True,
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-    )
+    try:
+        context = ray.init(
+            **arguments,
+            include_dashboard=None if settings.address else True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+    except ConnectionError as error:
+        raise UserError(f"cluster.address: no Ray cluster answers at {settings.address}: {error}") from error
+    except Exception as error:  # Ray raises bare Exceptions when its processes do not come up
+        raise Fault(f"Ray did not start: {error}", "start") from error
     try:
         yield context.dashboard_url
     finally:
