@@ -48,9 +48,10 @@ class TimeLeft:
         self._marks.append((self._clock(), done))
 
     def __call__(self) -> float | None:
-        """Seconds left, counting down between updates; None before the first update."""
+        """Seconds left, counting down between updates; None while there is too little to tell from."""
         (start, before), (last, now) = self._marks[0], self._marks[-1]
-        if now <= before:
+        # The first of many answers comes after a warm-up that says nothing about the others.
+        if now <= before or (len(self._marks) == 2 and now - before < 0.02 * self.total):
             return None
         expected = (last - start) / (now - before) * (self.total - now)
         return max(0.0, expected - (self._clock() - last))
