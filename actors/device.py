@@ -26,7 +26,6 @@ def prepare_driver() -> None:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "RAY_worker_niceness": "0",  # Ray's 15 would let anything else on the machine starve the training
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_raylet_start_wait_time_s": "120",  # 30 s are not enough on a busy machine
     }
     for name, value in ours.items():
         os.environ.setdefault(name, value)

@@ -15,6 +15,8 @@ from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
 from quadriga.actors.waiting import wait_all
 from quadriga.data.errors import Fault, UserError
 
+START_ATTEMPTS = 3
+
 
 @dataclass(frozen=True)
 class Hosting:
@@ -38,23 +40,30 @@ def connected(settings: ClusterSettings) -> Iterator[str | None]:
         return
     prepare_driver()
     arguments: dict[str, Any] = {"address": settings.address} if settings.address else {"num_cpus": cores()}
-    try:
-        context = ray.init(
-            **arguments,
-            include_dashboard=None if settings.address else True,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
-    except ConnectionError as error:
-        raise UserError(f"cluster.address: no Ray cluster answers at {settings.address}: {error}") from error
-    except Exception as error:  # Ray raises bare Exceptions when its processes do not come up
-        raise Fault(f"Ray did not start: {error}", "start") from error
+    arguments |= {"dashboard_host": "127.0.0.1", "include_dashboard": None if settings.address else True}
+    context = _start_ray(arguments)
     try:
         yield context.dashboard_url
     finally:
         ray.shutdown()
+
+
+def _start_ray(arguments: dict[str, Any]) -> Any:
+    """ray.init, tried again where a busy machine was too slow for the 30 s that Ray gives its own processes."""
+    import ray
+
+    for left in reversed(range(START_ATTEMPTS)):
+        try:
+            return ray.init(**arguments, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        except ConnectionError as error:
+            raise UserError(
+                f"cluster.address: no Ray cluster answers at {arguments.get('address')}: {error}"
+            ) from error
+        except Exception as error:  # a bare Exception when its processes do not come up
+            ray.shutdown()
+            if not left:
+                raise Fault(f"Ray did not start in {START_ATTEMPTS} attempts: {error}", "start") from error
+    return None
 
 
 @dataclass
