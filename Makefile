@@ -49,7 +49,7 @@ demo: setup
 	$(BIN)/quadriga run configs/assistant/pipeline.yaml
 
 test: unit
-	$(TEST_ENV) $(BIN)/python -m pytest tests/integration tests/e2e
+	$(TEST_ENV) $(BIN)/python -m pytest tests/integration tests/examples tests/e2e
 
 unit: setup
 	$(TEST_ENV) $(BIN)/python -m pytest tests/unit

@@ -31,6 +31,8 @@ SHORT = [
     "evaluation.rows=24",
 ]
 SHORTER_RUN = ["total_steps=1", "prompts_per_step=4", "prompts.train.0.rows=40"]
+EXAMPLES = ROOT / "docs/examples.md"
+"""The commands of this page are run in tests/examples, on the data that they need."""
 SERVER_NEEDED = ("wandb sync",)
 """Commands that only a W&B server can answer."""
 
@@ -94,7 +96,8 @@ def test_running_again_skips_what_is_done(workplace: Path, capfd: pytest.Capture
 def documented_commands() -> list[str]:
     """The command lines in code blocks of README and docs, without comments."""
     lines: list[str] = []
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    pages = {ROOT / "README.md", *(ROOT / "docs").glob("*.md")} - {EXAMPLES}
+    for page in sorted(pages):
         for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
             lines += [line.split("#")[0].strip() for line in block.splitlines()]
     return sorted({line for line in lines if re.match(r"(quadriga|wandb|make|python -m) ", line)})
