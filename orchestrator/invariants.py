@@ -30,8 +30,9 @@ def engine_agrees(
         )
     )
     largest, mean = float(difference.max()), float(difference.mean())
-    broken = largest > LOGPROB_TOLERANCE if dtype == "float32" else mean > LOGPROB_MEAN_TOLERANCE
-    if broken:
+    # Written so that nan, which compares as false, is no agreement.
+    agrees = largest <= LOGPROB_TOLERANCE if dtype == "float32" else mean <= LOGPROB_MEAN_TOLERANCE
+    if not agrees:
         raise Fault(
             f"The rollout engine's log-probs differ from the trainer's by up to {largest:.2g} (mean {mean:.2g}): the "
             "engine does not hold the weights that are being trained. The last sync left something out, or sampling "
@@ -73,10 +74,9 @@ def served_by(samples: Sequence[Sample], version: int) -> None:
     Raises Fault naming the first sample with another version.
     """
     for sample in samples:
-        if any(v != version for v in sample.versions):
-            raise Fault(
-                f"Sample {sample.id} was drawn by policy version {sample.versions[0]}, not {version}", "generate"
-            )
+        for other in sample.versions:
+            if other != version:
+                raise Fault(f"Sample {sample.id} was drawn by policy version {other}, not {version}", "generate")
 
 
 def one_bos(prompts: Sequence[Sequence[int]], bos: int | None) -> None:
