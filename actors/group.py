@@ -13,7 +13,7 @@ from quadriga.actors.placement import Placement, options
 from quadriga.actors.process import in_process
 from quadriga.actors.waiting import wait_all
 from quadriga.data.errors import Fault
-from quadriga.data.packing import PackedBatch, pack, plan, unpack
+from quadriga.data.packing import BatchPlan, PackedBatch, pack, plan, unpack
 
 Array = NDArray[Any]
 
@@ -112,10 +112,10 @@ class ActorGroup:
     ) -> Pending:
         """One optimizer step on all elements -> Update.
 
-        normalizer: what the loss sum is divided by, a count over the whole batch. Raises Fault when ranks disagree on
-        the number of micro-batches or a trainable tensor stood still in the first step.
+        normalizer: what the loss sum is divided by, a count over the whole batch. Raises Fault when ranks would run
+        different numbers of micro-batches or a trainable tensor stood still in the first step.
         """
-        layout = plan([e.length for e in elements], self.world, self.specs[0].cluster.train_tokens)
+        layout = self._plan([e.length for e in elements], self.specs[0].cluster.train_tokens, "update")
         parts = [[pack_elements([elements[i] for i in micro], loss.fields) for micro in rank] for rank in layout.ranks]
         return self._call(
             "update", [(batches, loss, normalizer, lr, temperature) for batches in parts], "update", _merge
@@ -146,10 +146,17 @@ class ActorGroup:
         for rank in self.ranks:
             ray.kill(rank)
 
+    def _plan(self, lengths: list[int], budget: int, phase: str) -> BatchPlan:
+        """Raises Fault when ranks would run different numbers of micro-batches: their collectives would never meet."""
+        layout = plan(lengths, self.world, budget)
+        if len(counts := {len(rank) for rank in layout.ranks}) > 1:
+            raise Fault(f"{phase}: the ranks were given different numbers of micro-batches: {sorted(counts)}", phase)
+        return layout
+
     def _forward(
         self, method: str, sequences: Sequence[list[int]], phase: str, unpacked: Callable[..., list[Any]], *more: Any
     ) -> Pending:
-        layout = plan([len(s) for s in sequences], self.world, self.specs[0].cluster.forward_tokens)
+        layout = self._plan([len(s) for s in sequences], self.specs[0].cluster.forward_tokens, phase)
         packed = [
             [pack_elements([Element([sequences[i]]) for i in micro], ()) for micro in rank] for rank in layout.ranks
         ]
@@ -217,9 +224,6 @@ def pack_elements(elements: list[Element], fields: Sequence[str]) -> PackedBatch
 
 def _merge(results: dict[str, HostResult]) -> Update:
     updates = [result.value for result in results.values()]
-    counts = {update.micro_batches for update in updates}
-    if len(counts) > 1:
-        raise Fault(f"update: ranks ran different numbers of micro-batches: {sorted(counts)}", "update")
     still = [set(update.still) for update in updates if update.still is not None]
     if still and (stuck := sorted(set.intersection(*still))):
         role = next(iter(results)).split()[0]
