@@ -1,21 +1,18 @@
-"""One Ray cluster for the whole test run, and models small enough to be made on the spot."""
+"""Models small enough to be made on the spot, and runs of every stage on them."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from tiny import KEY, stage
+
+from quadriga.data.rundir import RunDir
+from quadriga.launch.config import build
+from quadriga.orchestrator.run import run
 
 WORDS = ["sun", "moon", "star", "tree", "river", "stone", "bird", "fish", "wind", "rain", "red", "blue", "green", "old"]
-
-
-@pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """The cluster that every in-process integration test shares."""
-    from quadriga.actors.settings import ClusterSettings
-    from quadriga.orchestrator.cluster import connected
-
-    with connected(ClusterSettings()):
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +52,28 @@ def made_reward(made_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(made_model).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def judges() -> Iterator[None]:
+    """Makes `tiny_judges` importable in the judges' subprocesses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="session")
+def straight(
+    ray_cluster: None, judges: None, made_model: Path, made_reward: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], RunDir]:
+    """Kind of stage -> a run of it, from start to end without a break. Each is run once, when first asked for."""
+
+    @cache
+    def run_once(kind: str) -> RunDir:
+        settings = build(stage(kind, tmp_path_factory.mktemp(kind), made_model, made_reward))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("WANDB_API_KEY", KEY)
+            assert run(settings) == 0
+        return RunDir(settings.run_dir)
+
+    return run_once
