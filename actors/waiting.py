@@ -40,5 +40,6 @@ def _result(ref: Any, name: str, phase: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:1] + [line for line in lines if "died" in line or "exit" in line.lower()][:1])
+    """Ray's first line, and how the process ended or, where it never started, the error that ended it."""
+    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join([first, *([line for line in more if "exit" in line.lower()] or more[-1:])[:1]])
