@@ -1,0 +1,42 @@
+"""A model host that can be told to do wrong: what the run-time checks have to catch."""
+
+import os
+from typing import Any
+
+from quadriga.actors.model_host import HostResult, ModelHost
+
+
+class BrokenHost(ModelHost):
+    """Does as it should until `break_` names a fault."""
+
+    fault = ""
+
+    def break_(self, fault: str) -> int:
+        """Begin to go wrong in this way; an empty string ends it. Returns this process's id."""
+        self.fault = fault
+        if hasattr(self, "_hook"):
+            self._hook.remove()
+        if fault == "stuck tensor":
+            norm = dict(self.model.named_parameters())["model.norm.weight"]
+            self._hook = norm.register_hook(lambda gradient: gradient * 0)
+        return os.getpid()
+
+    def weights_to_send(self) -> list[tuple[str, Any]]:
+        names = super().weights_to_send()
+        if self.fault == "no lm_head":
+            return [(name, tensor) for name, tensor in names if name != "lm_head.weight"]
+        if self.fault == "swapped":
+            swap = {"gate_proj": "up_proj", "up_proj": "gate_proj"}
+            return [(name.replace(k := name.split(".")[-2], swap.get(k, k)), tensor) for name, tensor in names]
+        return names
+
+    def forward_logprobs(self, batches: Any, temperature: float) -> HostResult:
+        result = super().forward_logprobs(batches, temperature)
+        if self.fault == "other log-probs":
+            result.value = [(logprobs * 1.01, entropy) for logprobs, entropy in result.value]
+        return result
+
+    def update(self, batches: Any, loss: Any, normalizer: float, lr: float, temperature: float) -> HostResult:
+        if self.fault == "other temperature":
+            temperature *= 1.1
+        return super().update(batches, loss, normalizer, lr, temperature)
