@@ -10,6 +10,7 @@ from tiny import KEY, stage
 
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config import build
+from quadriga.orchestrator import rank
 from quadriga.orchestrator.run import run
 
 WORDS = ["sun", "moon", "star", "tree", "river", "stone", "bird", "fish", "wind", "rain", "red", "blue", "green", "old"]
@@ -63,8 +64,21 @@ def judges() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def small_chunks() -> Iterator[None]:
+    """Ranks five prompts at a time, so that a few are enough to be stopped between."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank, "CHUNK", 5)
+        yield
+
+
+@pytest.fixture(scope="session")
 def straight(
-    ray_cluster: None, judges: None, made_model: Path, made_reward: Path, tmp_path_factory: pytest.TempPathFactory
+    ray_cluster: None,
+    judges: None,
+    small_chunks: None,
+    made_model: Path,
+    made_reward: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], RunDir]:
     """Kind of stage -> a run of it, from start to end without a break. Each is run once, when first asked for."""
 

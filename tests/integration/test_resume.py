@@ -1,0 +1,115 @@
+"""Interrupted by a real signal and run again, every stage ends with the bits of a run that nothing stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import KEY, STEPS, digests, repeatable, stage
+from wandb_file import history, of_kind, read_finished
+
+from quadriga.data.rundir import RunDir
+from quadriga.launch.config import build
+from quadriga.orchestrator.console import StageProgress
+from quadriga.orchestrator.run import run
+from quadriga.orchestrator.tracking import AXIS, read_metrics
+
+pytestmark = pytest.mark.integration
+
+
+def statuses(run_dir: RunDir) -> list[str]:
+    """How each attempt ended."""
+    return [attempt["status"] for attempt in run_dir.read_run()["attempts"]]
+
+
+def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Have this process send itself SIGTERM when a stage has done so many steps."""
+    right = StageProgress.step
+
+    def and_signal(self: StageProgress, done: int, metrics: Any) -> None:
+        right(self, done, metrics)
+        if done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    patch.setattr(StageProgress, "step", and_signal)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "sft", "reward"])
+def test_training_goes_on_where_it_was_stopped(
+    kind: str, straight: Callable[[str], RunDir], made_model: Path, tmp_path: Path
+) -> None:
+    settings = build(stage(kind, tmp_path, made_model))
+    run_dir = RunDir(settings.run_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(2, patch)
+        assert run(settings) == 130
+    assert run_dir.checkpoint_steps() == [2] and not list(run_dir.export_dir.iterdir())
+    assert [row["global_step"] for row in read_metrics(run_dir.metrics_path)] == [1, 2]
+    assert run(settings) == 0
+    assert statuses(run_dir) == ["interrupted", "finished"]
+    whole, rows = straight(kind), read_metrics(run_dir.metrics_path)
+    assert digests(run_dir.export_dir) == digests(whole.export_dir)
+    assert [row["global_step"] for row in rows] == list(range(1, STEPS + 1))
+    assert repeatable(rows) == repeatable(read_metrics(whole.metrics_path))
+
+
+def test_ranking_goes_on_where_it_was_stopped(
+    straight: Callable[[str], RunDir], small_chunks: None, made_model: Path, tmp_path: Path
+) -> None:
+    settings = build(stage("rank", tmp_path, made_model))
+    run_dir = RunDir(settings.run_dir)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(1, patch)
+        assert run(settings) == 130
+    (first,) = run_dir.samples_dir.glob("rankings-*.jsonl")
+    written = first.stat().st_mtime_ns
+    assert run(settings) == 0
+    assert statuses(run_dir) == ["interrupted", "finished"] and first.stat().st_mtime_ns == written
+    ours, theirs = (r.export_dir / "rankings.jsonl" for r in (run_dir, straight("rank")))
+    assert ours.read_bytes() == theirs.read_bytes() and len(ours.read_text().splitlines()) > 10
+
+
+def test_ppo_as_a_command_stops_on_sigterm_and_goes_on(
+    straight: Callable[[str], RunDir], made_model: Path, made_reward: Path, tmp_path: Path
+) -> None:
+    raw = stage("ppo", tmp_path, made_model, made_reward)
+    config, screen = tmp_path / "ppo.yaml", tmp_path / "screen.txt"
+    config.write_text(yaml.safe_dump(raw))
+    run_dir = RunDir(raw["run_dir"])
+    with screen.open("wb") as output:
+        command = [sys.executable, "-m", "quadriga.launch", "run", str(config)]
+        process = subprocess.Popen(command, env=os.environ | {"WANDB_API_KEY": KEY}, stdout=output, stderr=output)
+        try:
+            wait_for_row(run_dir, process, screen)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(240) == 130, screen.read_text()
+        finally:
+            process.kill()
+    done = len(read_metrics(run_dir.metrics_path))
+    assert 1 <= done < STEPS and run_dir.checkpoint_steps() == [done]
+    assert run(build(raw)) == 0
+    assert statuses(run_dir) == ["interrupted", "finished"]
+    whole, rows = straight("ppo"), read_metrics(run_dir.metrics_path)
+    assert digests(run_dir.export_dir) == digests(whole.export_dir)
+    assert set(digests(run_dir.export_dir)) == {"policy/model.safetensors", "critic/model.safetensors"}
+    assert [row["global_step"] for row in rows] == list(range(1, STEPS + 1))
+    assert repeatable(rows) == repeatable(read_metrics(whole.metrics_path))
+    records = [read_finished(file) for file in sorted(run_dir.path.glob("wandb/offline-run-*/*.wandb"))]
+    assert len(records) == 2 and len({of_kind(part, "run")[0].run_id for part in records}) == 1
+    assert [row[AXIS] for part in records for row in history(part)] == list(range(1, STEPS + 1))
+    written = [screen, *(file for file in run_dir.path.rglob("*") if file.is_file())]
+    assert not [file for file in written if KEY.encode() in file.read_bytes()]
+
+
+def wait_for_row(run_dir: RunDir, process: "subprocess.Popen[bytes]", screen: Path) -> None:
+    """Until the first step is written down."""
+    deadline = time.monotonic() + 300
+    while not read_metrics(run_dir.metrics_path):
+        assert process.poll() is None and time.monotonic() < deadline, screen.read_text()
+        time.sleep(0.05)
