@@ -10,6 +10,7 @@ import numpy as np
 from quadriga.actors.group import Element, Update
 from quadriga.actors.judges import Judge
 from quadriga.actors.models import ModelSpec, read_config
+from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import UserError
 from quadriga.data.order import batch_indices
 from quadriga.data.records import Prompt, Sample
@@ -144,8 +145,8 @@ class Ppo(TrainingStage):
         source = self.settings.reward
         if source.function is not None:
             return FunctionReward(Judge(source.function, self.run.logs_dir / "reward.log"))
-        assert source.path is not None
-        return ModelReward(self.group("reward"), reward_shift(source.path), str(source.path))
+        assert self.reward_path is not None
+        return ModelReward(self.group("reward"), reward_shift(self.reward_path), self.reward_path)
 
     def close(self) -> None:
         """End the judges' processes."""
@@ -170,9 +171,10 @@ class Ppo(TrainingStage):
         invariants.one_bos([prompt.token_ids for prompt in self.prompts], self.tokenizer.bos_token_id)
         self.reference_path = model_path(settings.reference, "reference") if settings.reference else self.policy_path
         self.starts_as_reference = Path(self.reference_path).resolve() == Path(self.policy_path).resolve()
+        self.reward_path: str | None = None
         if settings.reward.path is not None:
-            read_config(settings.reward.path)
-            check_same_tokenizer(self.policy_path, settings.reward.path)
+            self.reward_path = model_path(ModelSettings(path=settings.reward.path), "reward")
+            check_same_tokenizer(self.policy_path, self.reward_path)
         if self.has_critic and settings.critic is None and settings.reward.path is None:
             raise UserError(
                 "The critic has nothing to start from: a reward function has no weights. Give `critic.path` (the "
@@ -186,10 +188,10 @@ class Ppo(TrainingStage):
             Hosting("actor", ModelSpec(self.policy_path, "logprobs"), settings.optimizer),
             Hosting("reference", ModelSpec(self.reference_path, "logprobs")),
         ]
-        if settings.reward.path is not None:
-            hostings.append(Hosting("reward", scalar_spec(settings.reward.path, settings.seed, None)))
+        if self.reward_path is not None:
+            hostings.append(Hosting("reward", scalar_spec(self.reward_path, settings.seed, None)))
         if self.has_critic:
-            start = model_path(settings.critic, "critic") if settings.critic else settings.reward.path
+            start = model_path(settings.critic, "critic") if settings.critic else self.reward_path
             assert start is not None
             critic = scalar_spec(start, settings.seed, -reward_shift(start))
             hostings.append(Hosting("critic", critic, settings.critic_optimizer))

@@ -45,12 +45,12 @@ class Rank:
         if due:
             with (
                 connected(settings.cluster) as dashboard,
+                Stop().listening() as stop,
                 progress.waiting("starting processes"),
                 processes(
                     settings.cluster, [], RolloutPlan(path, longest, load=True), str(self.run.logs_dir)
                 ) as running,
                 Judge(settings.annotator, self.run.logs_dir / "annotator.log") as annotator,
-                Stop().listening() as stop,
             ):
                 progress.started(len(chunks) - len(due), len(chunks), dashboard, None, running.logs)
                 note_skipped(split.skipped, self.run, progress)

@@ -99,11 +99,11 @@ class TrainingStage(ABC):
         settings = self.settings
         with (
             connected(settings.cluster) as dashboard,
+            Stop().listening() as stop,  # after Ray, which takes SIGTERM for itself when it starts
             progress.waiting("starting processes"),
             processes(
                 settings.cluster, self.hostings(), self.rollout(), str(self.run.logs_dir), self.host_classes
             ) as running,
-            Stop().listening() as stop,
         ):
             self.running = running
             found = checkpoint.latest(self.run)
@@ -195,14 +195,14 @@ def note_skipped(rows: Sequence[BadRow], run: RunDir, progress: StageProgress) -
 
 
 def model_path(model: ModelSettings, key: str) -> str:
-    """The folder of a model that must exist already.
+    """The folder of a model that must exist already, absolute: actors need not share our working directory.
 
     Raises UserError for a shape without weights, or a folder that holds no model.
     """
     if model.path is None:
         raise UserError(f"`{key}.shape` has no weights; this stage starts from `{key}.path`, a trained model's folder.")
     read_config(model.path)
-    return model.path
+    return str(Path(model.path).absolute())
 
 
 def check_context(path: str | Path, tokens: int, key: str) -> None:

@@ -173,7 +173,8 @@ class Reward(SupervisedStage):
 
     def hostings(self) -> list[Hosting]:
         """The one model; its head has no bias of its own, since a difference of scores cannot teach one."""
-        return [Hosting("reward", scalar_spec(self.path, self.settings.seed, None, self.settings.head_std), self.settings.optimizer)]
+        spec = scalar_spec(self.path, self.settings.seed, None, self.settings.head_std)
+        return [Hosting("reward", spec, self.settings.optimizer)]
 
     def units(self, elements: Sequence[Element]) -> float:
         """Prompts: every one weighs the same, however many answers it has."""
@@ -186,7 +187,7 @@ class Reward(SupervisedStage):
         return {"reward": Export(self.group("reward"), "reward", extra)}
 
     def measure(self) -> dict[str, float]:
-        """Held-out loss, pair accuracy (a prompt's mean first) with its interval over prompts, calibration over pairs."""
+        """Held-out loss, pair accuracy (a prompt's mean first) with its interval, calibration over pairs."""
         sequences = [sequence for element in self.heldout for sequence in element.sequences]
         scores = iter(self.group("reward").forward_scores(sequences, "heldout").result())
         margins = [_margins([next(scores) for _ in e.sequences], e.per_sequence["rank"]) for e in self.heldout]
