@@ -20,8 +20,8 @@ class ModelSpec:
     """What a host loads.
 
     path: folder with config.json and safetensors weights. head: causal LM or one scalar a token. seed: of a scalar head
-    that the folder does not have, drawn from N(0, head_std^2); None: 1 / sqrt(hidden size + 1). bias: start value of the
-    scalar head's bias; None leaves it out of training at 0.
+    that the folder does not have, drawn from N(0, head_std^2); None: 1 / sqrt(hidden size + 1). bias: start value of
+    the scalar head's bias; None leaves it out of training at 0.
     """
 
     path: str
