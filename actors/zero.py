@@ -94,6 +94,10 @@ class ZeroEngine:
             client = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=client, config=config)
         self.module: Any = self.engine.module
+        self._max_norm = config["gradient_clipping"]
+        self._clipped_norm = 0.0
+        # Without ZeRO, in float32, DeepSpeed clips but does not tell the norm.
+        self.engine.clip_fp32_gradients = self._clip
 
     def backward(self, loss: Any) -> None:
         """Accumulate the gradients of one micro-batch."""
@@ -104,7 +108,14 @@ class ZeroEngine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
-        return float(self.engine.get_global_grad_norm())
+        norm = self.engine.get_global_grad_norm()
+        return float(self._clipped_norm if norm is None else norm)
+
+    def _clip(self) -> None:
+        import torch
+
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._max_norm)
+        self._clipped_norm = float(norm)
 
     def fingerprints(self) -> dict[str, tuple[str, float]]:
         """For each trainable tensor: a hash of (this rank's part of) its fp32 master, and its largest magnitude."""
