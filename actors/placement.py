@@ -1,7 +1,7 @@
 """Which process sits where: a pure plan of Ray bundles and seats, and the threads each process may use."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from quadriga.data.errors import UserError
 
@@ -16,10 +16,9 @@ class Seat:
 
 @dataclass(frozen=True)
 class Placement:
-    """Bundles to reserve, how to spread them, and a seat for every rank of every role."""
+    """Bundles to reserve, packed on few nodes, and a seat for every rank of every role."""
 
     bundles: list[dict[str, float]]
-    strategy: Literal["PACK", "SPREAD"]
     seats: dict[str, list[Seat]]
 
 
@@ -39,7 +38,7 @@ def place(wanted: dict[str, tuple[int, float]], device: str, mode: str, cpus: in
                     f"cluster.{role} asks for {count} processes, but there are {cpus} CPU cores; more ranks than cores "
                     f"only wait for each other. Lower cluster.{role}.{'workers' if role == 'rollout' else 'ranks'}."
                 )
-        return Placement([], "PACK", {role: [Seat(None, 0.0)] * count for role, (count, _) in wanted.items()})
+        return Placement([], {role: [Seat(None, 0.0)] * count for role, (count, _) in wanted.items()})
     total = sum(count * share for count, share in wanted.values())
     if mode == "separate" or (mode == "auto" and total <= gpus):
         if total > gpus:
@@ -59,7 +58,7 @@ def _separate(wanted: dict[str, tuple[int, float]]) -> Placement:
         for _ in range(count):
             seats[role].append(Seat(len(bundles), share))
             bundles.append({"GPU": share, "CPU": 1})
-    return Placement(bundles, "PACK", seats)
+    return Placement(bundles, seats)
 
 
 def _colocate(wanted: dict[str, tuple[int, float]], widest: int) -> Placement:
@@ -68,7 +67,7 @@ def _colocate(wanted: dict[str, tuple[int, float]], widest: int) -> Placement:
         role: [Seat(bundle, round(1.0 / members[bundle] - 5e-4, 3)) for bundle in range(count)]
         for role, (count, _) in wanted.items()
     }
-    return Placement([{"GPU": 1, "CPU": members[bundle]} for bundle in range(widest)], "PACK", seats)
+    return Placement([{"GPU": 1, "CPU": members[bundle]} for bundle in range(widest)], seats)
 
 
 def options(placement: Placement, group: Any, role: str, rank: int) -> dict[str, Any]:

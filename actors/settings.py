@@ -112,7 +112,7 @@ class ClusterSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation type of the models; master weights and optimizer states are always float32."""
     placement: Literal["auto", "colocate", "separate"] = "auto"
-    """`colocate` packs a role's ranks together with the others', `separate` spreads roles over nodes."""
+    """On GPUs: `separate` gives every rank its own, `colocate` lets rank i of every role share one."""
     actor: HostSettings = HostSettings()
     critic: HostSettings = HostSettings()
     reference: HostSettings = HostSettings()

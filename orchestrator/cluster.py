@@ -145,7 +145,7 @@ def _reserve(placement: Placement, limit: float) -> Any:
         return None
     import ray
 
-    group = ray.util.placement_group(placement.bundles, strategy=placement.strategy)
+    group = ray.util.placement_group(placement.bundles, strategy="PACK")
     wait_all({"placement group": group.ready()}, "start", limit)
     return group
 
