@@ -45,6 +45,11 @@ def resolve_device(setting: str) -> str:
     return "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0 else "cpu"
 
 
+def without_gpu(setting: str) -> bool:
+    """Whether processes on this machine will run on its CPU, told without asking CUDA."""
+    return setting == "cpu" or (setting == "auto" and not os.path.exists("/dev/nvidiactl"))
+
+
 def process_environment(device: str, threads: int) -> dict[str, str]:
     """Environment of an actor process, set before it imports torch."""
     env = dict(ENVIRONMENT, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))

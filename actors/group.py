@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quadriga.actors.device import process_environment
 from quadriga.actors.model_host import HostResult, HostSpec, ModelHost
 from quadriga.actors.placement import Placement, options
-from quadriga.actors.process import in_process
+from quadriga.actors.process import remote_process, runtime_env
 from quadriga.actors.waiting import wait_all
 from quadriga.data.errors import Fault
 from quadriga.data.packing import BatchPlan, PackedBatch, pack, plan, unpack
@@ -48,13 +47,16 @@ class Update:
 class Pending:
     """A group call under way; `result()` waits for it (with the group's deadline)."""
 
-    def __init__(self, refs: dict[str, Any], phase: str, limit: float, finish: Callable[[dict[str, HostResult]], Any]):
-        self._refs, self._phase, self._limit, self._finish = refs, phase, limit, finish
+    def __init__(
+        self, group: "ActorGroup", refs: dict[str, Any], phase: str, finish: Callable[[dict[str, HostResult]], Any]
+    ):
+        self._group, self._refs, self._phase, self._finish = group, refs, phase, finish
         self.seconds = 0.0
 
     def result(self) -> Any:
-        """The gathered answer. Raises Fault naming phase, role and rank."""
-        results = wait_all(self._refs, self._phase, self._limit)
+        """The gathered answer. Raises Lost naming phase, role and rank."""
+        group = self._group
+        results = wait_all(self._refs, self._phase, group.limits.call, group.handles, group.limits.heartbeat)
         self.seconds = max(result.seconds for result in results.values())
         return self._finish(results)
 
@@ -74,8 +76,6 @@ class ActorGroup:
 
         logs: folder for `<role>-<rank>.log`. host_class: what runs in them.
         """
-        import ray
-
         self.specs, self.role = specs, specs[0].role
         self.world = len(specs)
         self.limits = specs[0].cluster.deadlines
@@ -85,11 +85,16 @@ class ActorGroup:
         self.ranks = []
         for spec, log in zip(specs, self.logs, strict=True):
             name = f"{self.role}-{spec.rank}"
-            actor = ray.remote(in_process(host_class, log, name)).options(
-                runtime_env={"env_vars": process_environment(spec.device, spec.threads)},
+            actor = remote_process(host_class, log, name).options(
+                runtime_env=runtime_env("host", spec.device, spec.threads),
                 **options(placement, placement_group, self.role, spec.rank),
             )
             self.ranks.append(actor.remote(spec))
+
+    @property
+    def handles(self) -> dict[str, Any]:
+        """Ray handles by name, `actor 0` and so on."""
+        return {f"{self.role} {number}": rank for number, rank in enumerate(self.ranks)}
 
     def forward_logprobs(self, sequences: Sequence[list[int]], temperature: float, phase: str) -> Pending:
         """-> [(log-probs, entropies)] a sequence, each [length] float32 aligned with its tokens."""
@@ -121,8 +126,8 @@ class ActorGroup:
             "update", [(batches, loss, normalizer, lr, temperature) for batches in parts], "update", _merge
         )
 
-    def send_weights(self, version: int, workers: list[Any]) -> Pending:
-        """Stream the whole model to the rollout workers -> bytes sent to each."""
+    def send_weights(self, version: int, workers: dict[str, Any]) -> Pending:
+        """Stream the whole model to rollout workers (name -> handle) -> (bytes sent to each, losses by name)."""
         return self._call(
             "send_weights", [(version, workers)] * self.world, "sync", lambda r: r[f"{self.role} 0"].value
         )
@@ -131,9 +136,9 @@ class ActorGroup:
         """Every rank writes its part of model and optimizer."""
         return self._call("save", [(folder,)] * self.world, "checkpoint", _nothing)
 
-    def load(self, folder: str, steps: int) -> Pending:
-        """Every rank reads its part back."""
-        return self._call("load", [(folder, steps)] * self.world, "resume", _nothing)
+    def load(self, folder: str, universal: bool, steps: int) -> Pending:
+        """Every rank reads its part back; universal: of DeepSpeed's format for another number of ranks."""
+        return self._call("load", [(folder, universal, steps)] * self.world, "resume", _nothing)
 
     def export(self, folder: str, kind: str, extra: dict[str, Any] | None = None) -> Pending:
         """Write the model in Hugging Face layout; kind: policy, reward or critic."""
@@ -181,7 +186,7 @@ class ActorGroup:
             self.memory = max(self.memory, *(result.memory for result in results.values()))
             return finish(results)
 
-        return Pending(refs, phase, self.limits.call, gather)
+        return Pending(self, refs, phase, gather)
 
 
 def start_groups(groups: Sequence[ActorGroup]) -> None:

@@ -2,16 +2,19 @@
 
 import os
 import socket
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from quadriga.actors.device import memory_bytes, start_torch
 from quadriga.actors.models import ModelSpec
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
+from quadriga.data.errors import Fault
 from quadriga.data.packing import PackedBatch
 
 
@@ -67,6 +70,7 @@ class ModelHost:
         """Join the group, load and partition the model. Returns a description of what was loaded."""
         began = time.monotonic()
         spec = self.spec
+        self.working_thread = threading.get_ident()
         os.environ.update(
             RANK=str(spec.rank),
             WORLD_SIZE=str(spec.world),
@@ -164,14 +168,14 @@ class ModelHost:
         """Apply the accumulated gradients; returns their global norm before clipping."""
         return self.engine.step(lr)
 
-    def send_weights(self, version: int, workers: list[Any]) -> HostResult:
+    def send_weights(self, version: int, workers: dict[str, Any]) -> HostResult:
         """Stream the whole model to the rollout workers, every rank inside the same gathers; rank 0 talks to them."""
         from quadriga.actors.weight_transfer import WeightSyncClient
         from quadriga.actors.weights import gathered_buckets
 
         began = time.monotonic()
         cluster = self.spec.cluster
-        client = WeightSyncClient(workers, version, cluster.deadlines.call) if self.spec.rank == 0 else None
+        client = WeightSyncClient(workers, version, cluster.deadlines) if self.spec.rank == 0 else None
         for bucket in gathered_buckets(self.model, cluster.bucket_bytes, self.weights_to_send()):
             if client is not None:
                 client.send(bucket)
@@ -186,13 +190,18 @@ class ModelHost:
     def save(self, folder: str) -> HostResult:
         """Write this rank's part of model and optimizer."""
         began = time.monotonic()
-        self.engine.save(folder)
+        try:
+            self.engine.save(folder)
+            self.torch.save(self._random_state(), Path(folder) / f"random-{self.spec.rank}.pt")
+        except (OSError, RuntimeError) as error:  # torch wraps a full disk
+            raise self._unwritten(folder, error) from error
         return self._result(None, began)
 
-    def load(self, folder: str, steps: int) -> HostResult:
+    def load(self, folder: str, universal: bool, steps: int) -> HostResult:
         """Read this rank's part of model and optimizer back; `steps` were done before."""
         began = time.monotonic()
-        self.engine.load(folder)
+        self.engine.load(folder, universal)
+        self._set_random_state(Path(folder))
         self.steps = steps
         return self._result(None, began)
 
@@ -201,8 +210,30 @@ class ModelHost:
         from quadriga.actors.export import export_model
 
         began = time.monotonic()
-        export_model(self.model, Path(folder), kind, extra, self.spec.cluster.bucket_bytes, write=self.spec.rank == 0)
+        bucket, first = self.spec.cluster.bucket_bytes, self.spec.rank == 0
+        try:
+            export_model(self.model, Path(folder), kind, extra, bucket, write=first)
+        except (OSError, SafetensorError) as error:
+            raise self._unwritten(folder, error) from error
         return self._result(None, began)
+
+    def _unwritten(self, folder: str, error: Exception) -> Fault:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return Fault(f"{self.spec.role} {self.spec.rank} cannot write {folder}: {reason}", "checkpoint", self.spec.role)
+
+    def _random_state(self) -> dict[str, Any]:
+        """What dropout and the like draw from."""
+        state = {"cpu": self.torch.get_rng_state()}
+        return state | ({"cuda": self.torch.cuda.get_rng_state()} if self.spec.device == "cuda" else {})
+
+    def _set_random_state(self, folder: Path) -> None:
+        """This rank's own, where it had one: a checkpoint of fewer ranks leaves the others as they started."""
+        file = folder / f"random-{self.spec.rank}.pt"
+        if file.is_file():
+            state = self.torch.load(file, weights_only=True)
+            self.torch.set_rng_state(state["cpu"])
+            if self.spec.device == "cuda" and "cuda" in state:
+                self.torch.cuda.set_rng_state(state["cuda"])
 
     def _output(self, head: str, tensors: dict[str, Any], temperature: float) -> dict[str, Any]:
         if head == "logprobs":

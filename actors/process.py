@@ -1,14 +1,22 @@
-"""Starting an actor process: its environment, its log file, its name."""
+"""Starting an actor process: its environment, log file and name, and the thread on which it shows signs of life."""
 
 import faulthandler
 import os
+import signal
 import sys
 import threading
 from typing import Any
 
+from quadriga.actors.device import process_environment
+from quadriga.actors.forkserver import worker_command
+from quadriga.actors.suffering import suffer
+
 
 def take_over_output(path: str) -> None:
-    """Send stdout and stderr of this process, C level included, to a file of the run; crashes leave stacks there."""
+    """Send stdout and stderr of this process, C level included, to a file of the run.
+
+    Crashes leave their stacks there, and so does SIGUSR1 (`kill -USR1 PID`), which ends nothing.
+    """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
@@ -17,10 +25,20 @@ def take_over_output(path: str) -> None:
     os.dup2(file, 2)
     os.close(file)
     faulthandler.enable(all_threads=True)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
-def in_process(cls: type, log: str, name: str) -> type:
-    """The class as it runs in its own process: output goes to `log` before anything else happens."""
+def runtime_env(kind: str, device: str, threads: int) -> dict[str, Any]:
+    """Ray's `runtime_env` of a process. kind: `host` or `rollout`."""
+    return {"env_vars": process_environment(device, threads)} | worker_command(kind)
+
+
+def remote_process(cls: type, log: str, name: str) -> Any:
+    """The class as a Ray actor class that runs in its own process: output goes to `log` before anything else happens.
+
+    Calls in the concurrency group `pulse` have a thread of their own.
+    """
+    import ray
 
     class Process(cls):  # type: ignore[misc, valid-type]
         def __init__(self, *arguments: Any):
@@ -28,5 +46,13 @@ def in_process(cls: type, log: str, name: str) -> type:
             threading.current_thread().name = name
             super().__init__(*arguments)
 
+        def pulse(self) -> tuple[str, int]:
+            """A sign of life: node and process id."""
+            return os.uname().nodename, os.getpid()
+
+        def suffer(self, action: str, seconds: float) -> None:
+            """Have a fault, as a rehearsal."""
+            suffer(action, seconds, getattr(self, "working_thread", None))
+
     Process.__name__ = Process.__qualname__ = cls.__name__
-    return Process
+    return ray.remote(concurrency_groups={"pulse": 1})(Process)

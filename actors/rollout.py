@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.device import engine_arguments, memory_bytes
+from quadriga.actors.device import engine_arguments, memory_bytes, start_torch
 from quadriga.actors.settings import RolloutSettings, SamplingSettings
+from quadriga.data.errors import Fault
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class RolloutLoop:
         """
         self._commands: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue()
         self._finished: queue.Queue[Finished] = queue.Queue()
+        self._running: set[str] = set()  # ids of what the engine has; the loop's thread only
         self._error: BaseException | None = None
         ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(build, ready), daemon=True, name="rollout-loop")
@@ -65,7 +67,12 @@ class RolloutLoop:
 
     def add(self, requests: list[Request]) -> None:
         """Queue requests."""
-        self.call(lambda engine: [self._add(engine, request) for request in requests])
+
+        def add(engine: Any) -> None:
+            for request in requests:
+                self._add(engine, request)
+
+        self.call(add)
 
     def collect(self, wait: float) -> list[Finished]:
         """Answers finished since the last call; waits up to `wait` seconds for the first."""
@@ -79,9 +86,22 @@ class RolloutLoop:
         except queue.Empty:
             return result
 
-    def abort(self, ids: list[str]) -> None:
-        """Drop requests; they will not be reported."""
-        self.call(lambda engine: engine.abort_request(ids))
+    def clear(self) -> None:
+        """Drop every request and every answer that nobody collected."""
+
+        def drop(engine: Any) -> None:
+            engine.abort_request(list(self._running))
+            self._running.clear()
+            while not self._finished.empty():
+                self._finished.get_nowait()
+
+        self.call(drop)
+
+    @property
+    def ident(self) -> int:
+        """The thread's."""
+        assert self._thread.ident is not None
+        return self._thread.ident
 
     def stop(self) -> None:
         """End the thread."""
@@ -100,6 +120,7 @@ class RolloutLoop:
                 if self.engine.has_unfinished_requests():
                     for output in self.engine.step():
                         if output.finished:
+                            self._running.discard(output.request_id)
                             self._finished.put(_finished(output))
         except BaseException as error:
             self._error = error
@@ -119,11 +140,11 @@ class RolloutLoop:
             except BaseException as error:
                 future.set_exception(error)
 
-    @staticmethod
-    def _add(engine: Any, request: Request) -> None:
+    def _add(self, engine: Any, request: Request) -> None:
         from vllm import SamplingParams
 
         sampling = request.sampling
+        self._running.add(request.id)
         engine.add_request(
             request.id,
             {"prompt_token_ids": request.prompt_ids},
@@ -170,6 +191,7 @@ class RolloutWorker:
             from quadriga.actors.rollout_engine import BACKEND
 
             settings = self.settings
+            start_torch(self.device, settings.threads)
             arguments = dict(
                 model=model,
                 dtype=dtype,
@@ -192,6 +214,7 @@ class RolloutWorker:
             return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
         self.loop = RolloutLoop(build)
+        self.working_thread = self.loop.ident
         self.loop.call(lambda engine: engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}}))
         if load:
             self._commit(0)
@@ -200,11 +223,16 @@ class RolloutWorker:
     def submit(self, requests: list[Request], version: int) -> None:
         """Queue requests, to be answered by weights of this version.
 
-        Raises RuntimeError if the engine holds another version: nothing is ever served by stale weights.
+        Raises Fault if the engine holds another version: nothing is ever served by stale weights.
         """
         if version != self.version:
-            raise RuntimeError(f"asked for answers of policy version {version} but holds version {self.version}")
+            said = f"a worker was asked for answers of policy version {version} but holds version {self.version}"
+            raise Fault(f"generate: {said}", "generate", "rollout")
         self.loop.add(requests)
+
+    def clear(self) -> None:
+        """Drop every request and answer."""
+        self.loop.clear()
 
     def collect(self, wait: float) -> list[Finished]:
         """Finished answers, waiting up to `wait` seconds for the first."""

@@ -93,7 +93,7 @@ class RolloutSettings(Settings):
 
 
 class DeadlineSettings(Settings):
-    """Longest waits, in seconds. Passing one stops the run with the phase, the actor and the rank."""
+    """Longest waits, in seconds. An error that names the phase, the actor and the rank follows; see `recovery`."""
 
     start: float = Field(300, gt=0)
     """Process start: imports, model load, ZeRO partitioning, vLLM start."""
@@ -101,6 +101,19 @@ class DeadlineSettings(Settings):
     """One forward, update, sync or save of a group."""
     generate: float = Field(900, gt=0)
     """No answer finished for this long while some are due."""
+    heartbeat: float = Field(60, gt=0)
+    """No sign of life from a process that owes an answer: it is stopped, or cut off, and is replaced."""
+    progress: float = Field(3600, gt=0)
+    """No answer and no optimizer step finished anywhere: every process writes its stacks to its log, the run stops."""
+
+
+class RecoverySettings(Settings):
+    """How many lost processes a run puts up with before it stops, with their history."""
+
+    max_losses: int = Field(20, ge=0)
+    """In one attempt of a stage; 0 stops at the first."""
+    max_at_one_place: int = Field(3, ge=0)
+    """Of the same process, in the same step and phase: what fails there again and again will not mend itself."""
 
 
 class ClusterSettings(Settings):
@@ -129,6 +142,7 @@ class ClusterSettings(Settings):
     bucket_bytes: int = Field(256 << 20, ge=1 << 16)
     """Size of a weight-sync bucket."""
     deadlines: DeadlineSettings = DeadlineSettings()
+    recovery: RecoverySettings = RecoverySettings()
 
     def host(self, role: Role) -> HostSettings:
         """The ranks of one role."""

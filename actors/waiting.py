@@ -1,45 +1,138 @@
-"""The one function that waits for remote work: it knows the phase, who is waited for, and for how long."""
+"""The one place that waits for remote work: it knows the phase, who is waited for, for how long, and who is silent."""
 
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from quadriga.data.errors import Fault, UserError
+from quadriga.data.errors import Fault, Lost, UserError
+
+BEAT = 5.0
+"""Seconds without an answer after which those who owe one are asked for a sign of life."""
+GRACE = 5.0
+"""Seconds that a failed call waits for a death that explains it: a dead rank's peers fail before it is missed."""
 
 
-def wait_all(refs: dict[str, Any], phase: str, limit: float) -> dict[str, Any]:
-    """Results of remote calls by name ("actor 0" -> reference), or the first failure as a Fault that names its caller.
+def wait_all(
+    refs: Mapping[str, Any],
+    phase: str,
+    limit: float,
+    actors: Mapping[str, Any] | None = None,
+    heartbeat: float | None = None,
+) -> dict[str, Any]:
+    """Results of remote calls by name ("actor 0" -> reference), or the loss that explains why there are none.
 
-    limit: seconds for all of them together. A UserError raised remotely stays one.
+    limit: seconds for all of them together. actors: handles by name; those that show no sign of life for `heartbeat`
+    seconds are lost, however much of the limit is left.
+    Raises Lost for a process that died, failed or was late; a Fault or UserError raised remotely stays what it is.
+    """
+    results, lost = gather(refs, phase, limit, actors, heartbeat, first=True)
+    if lost:
+        raise _cause(lost, {name: ref for name, ref in refs.items() if name not in results | lost}, phase)
+    return {name: results[name] for name in refs}
+
+
+def gather(
+    refs: Mapping[str, Any],
+    phase: str,
+    limit: float,
+    actors: Mapping[str, Any] | None = None,
+    heartbeat: float | None = None,
+    first: bool = False,
+) -> tuple[dict[str, Any], dict[str, Lost]]:
+    """`wait_all` that returns (results, losses) by name, everybody's or, with `first`, up to the first loss."""
+    pulses = Pulses(actors or {}, phase, heartbeat)
+    pending, end = dict(refs), time.monotonic() + limit
+    results: dict[str, Any] = {}
+    lost: dict[str, Lost] = {}
+    while pending and not (lost and first):
+        left = end - time.monotonic()
+        done, gone = poll(pending, phase, max(0.0, min(left, BEAT)))
+        if not done and not gone:
+            gone = pulses.silent(pending)
+            if not gone and left <= 0:
+                said = f"{phase}: no answer from {', '.join(pending)} within {limit:.0f} s"
+                gone = {name: Lost(said, phase, name) for name in pending}
+        results |= done
+        lost |= gone
+        pending = {name: ref for name, ref in pending.items() if name not in results and name not in lost}
+    return results, lost
+
+
+def poll(refs: Mapping[str, Any], phase: str, timeout: float) -> tuple[dict[str, Any], dict[str, Lost]]:
+    """(results, losses) by name of what has ended by now; waits up to `timeout` seconds for the first.
+
+    Raises a Fault or UserError that was raised remotely.
     """
     import ray
 
     names = {ref: name for name, ref in refs.items()}
-    pending, end, results = list(refs.values()), time.monotonic() + limit, {}
-    while pending:
-        ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, end - time.monotonic()))
-        if not ready:
-            late = ", ".join(names[ref] for ref in pending)
-            raise Fault(f"{phase}: no answer from {late} within {limit:.0f} s", phase, late)
-        for ref in ready:
-            results[names[ref]] = _result(ref, names[ref], phase)
-    return {name: results[name] for name in refs}
+    ready, _ = ray.wait(list(names), num_returns=1, timeout=timeout)
+    if ready:  # whatever else is there already
+        ready, _ = ray.wait(list(names), num_returns=len(names), timeout=0)
+    results: dict[str, Any] = {}
+    losses: dict[str, Lost] = {}
+    for ref in ready:
+        name = names[ref]
+        try:
+            results[name] = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, UserError | Fault):
+                raise cause from error
+            losses[name] = Lost(f"{phase}: {name} failed: {type(cause).__name__}: {cause}", phase, name)
+        except ray.exceptions.RayActorError as error:
+            losses[name] = Died(f"{phase}: {name} died: {_first_line(error)}", phase, name)
+    return results, losses
 
 
-def _result(ref: Any, name: str, phase: str) -> Any:
-    import ray
+class Died(Lost):
+    """A process that is gone."""
 
-    try:
-        return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, UserError | Fault):
-            raise cause from error
-        raise Fault(f"{phase}: {name} failed: {type(cause).__name__}: {cause}", phase, name) from error
-    except ray.exceptions.RayActorError as error:
-        raise Fault(f"{phase}: {name} died: {_first_line(error)}", phase, name) from error
+
+class Pulses:
+    """Signs of life. A process that computes still answers, on a thread of its own; a stopped one does not."""
+
+    def __init__(self, actors: Mapping[str, Any], phase: str, limit: float | None):
+        self._actors, self._phase, self._limit = actors, phase, limit
+        self._asked: dict[str, tuple[Any, float]] = {}
+
+    def silent(self, names: Iterable[str]) -> dict[str, Lost]:
+        """Ask these for a sign of life; those that have owed one for longer than the limit, as losses."""
+        import ray
+
+        lost: dict[str, Lost] = {}
+        if self._limit is None:
+            return lost
+        for name in names:
+            if name not in self._actors:
+                continue
+            ref, since = self._asked.get(name) or (pulse(self._actors[name]), time.monotonic())
+            self._asked[name] = ref, since
+            if ray.wait([ref], timeout=0)[0]:
+                del self._asked[name]  # alive, or dead: then the call itself says so
+            elif time.monotonic() - since > self._limit:
+                said = f"{self._phase}: {name} shows no sign of life for {self._limit:.0f} s (stopped, or cut off)"
+                lost[name] = Lost(said, self._phase, name)
+        return lost
+
+
+def pulse(actor: Any) -> Any:
+    """Ask a process of ours for a sign of life; returns the reference of its answer."""
+    return actor.pulse.options(concurrency_group="pulse").remote()
+
+
+def _cause(lost: dict[str, Lost], others: Mapping[str, Any], phase: str) -> Lost:
+    """The loss that explains the others: a process that died, else the first that failed."""
+    end = time.monotonic() + GRACE
+    while not any(isinstance(loss, Died) for loss in lost.values()) and others and time.monotonic() < end:
+        done, more = poll(others, phase, max(0.0, end - time.monotonic()))
+        lost |= more
+        others = {name: ref for name, ref in others.items() if name not in done | more}
+    return next((loss for loss in lost.values() if isinstance(loss, Died)), next(iter(lost.values())))
 
 
 def _first_line(error: Exception) -> str:
     """Ray's first line, and how the process ended or, where it never started, the error that ended it."""
-    first, *more = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    said = str(error).partition("Some common causes")[0]
+    first, *more = [line.strip() for line in said.splitlines() if line.strip()] or [type(error).__name__]
     return " ".join([first, *([line for line in more if "exit" in line.lower()] or more[-1:])[:1]])

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from quadriga.actors.waiting import wait_all
+from quadriga.actors.settings import DeadlineSettings
+from quadriga.actors.waiting import gather
+from quadriga.data.errors import Lost
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,16 @@ def unpack_bucket(bucket: Bucket) -> list[tuple[str, torch.Tensor]]:
 
 
 class WeightSyncClient:
-    """Rank 0's line to the rollout workers: start, buckets, finish; every call has a deadline."""
+    """Rank 0's line to the rollout workers: start, buckets, finish; every call has a deadline.
 
-    def __init__(self, workers: list[Any], version: int, limit: float):
-        self.workers, self.limit = workers, limit
+    A worker that is lost on the way gets nothing more and is reported; the others get everything.
+    """
+
+    def __init__(self, workers: dict[str, Any], version: int, deadlines: DeadlineSettings):
+        self._workers, self._deadlines = dict(workers), deadlines
         self.version = version
         self.bytes = 0
+        self.lost: dict[str, Lost] = {}
         self._started = False
 
     def send(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
@@ -85,14 +91,16 @@ class WeightSyncClient:
         # The payload travels once as an object of its own; each worker maps it instead of copying.
         self._call("receive_bucket", bucket.entries, bucket.checksum, ray.put(bucket.payload))
 
-    def finish(self) -> int:
-        """Commit the version on every worker; returns the bytes sent to each."""
+    def finish(self) -> tuple[int, dict[str, Lost]]:
+        """Commit the version on every worker; returns the bytes sent to each, and who was lost."""
         self._call("finish_weight_update")
-        return self.bytes
+        return self.bytes, self.lost
 
     def _call(self, method: str, *arguments: Any) -> None:
-        refs = {f"rollout {i}": getattr(w, method).remote(*arguments) for i, w in enumerate(self.workers)}
-        wait_all(refs, phase="sync", limit=self.limit)
+        refs = {name: getattr(worker, method).remote(*arguments) for name, worker in self._workers.items()}
+        _, lost = gather(refs, "sync", self._deadlines.call, self._workers, self._deadlines.heartbeat)
+        self.lost |= lost
+        self._workers = {name: worker for name, worker in self._workers.items() if name not in lost}
 
 
 def folder_tensors(path: str | Path) -> list[tuple[str, torch.Tensor]]:

@@ -146,8 +146,12 @@ class ZeroEngine:
         """Every rank writes its part under folder/state."""
         self.engine.save_checkpoint(folder, "state", save_latest=False)
 
-    def load(self, folder: str) -> None:
-        """Every rank reads its part back; raises RuntimeError where something is missing."""
+    def load(self, folder: str, universal: bool = False) -> None:
+        """Every rank reads its part back; raises RuntimeError where something is missing.
+
+        universal: the folder holds DeepSpeed's universal format, for another number of ranks than wrote it.
+        """
+        self.engine._config.load_universal_checkpoint = universal
         path, _ = self.engine.load_checkpoint(folder, "state")
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")

@@ -1,4 +1,4 @@
-"""The two ways a run ends badly: the user can mend it, or something broke."""
+"""The ways a run ends badly: the user can mend it, a process was lost, or something broke."""
 
 
 class UserError(Exception):
@@ -6,7 +6,7 @@ class UserError(Exception):
 
 
 class Fault(Exception):
-    """Something broke while running: a lost process, a deadline, an invariant. The command exits with 1.
+    """Something broke while running: a deadline, an invariant, a full disk. The command exits with 1.
 
     phase, actor: where it happened, kept for run.json and the last line on the screen.
     """
@@ -14,3 +14,7 @@ class Fault(Exception):
     def __init__(self, message: str, phase: str = "", actor: str = ""):
         super().__init__(message)
         self.phase, self.actor = phase, actor
+
+
+class Lost(Fault):
+    """A process that died, hung or failed for no reason of ours: another one can take its place."""

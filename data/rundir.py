@@ -1,10 +1,13 @@
 """The folder of a run, and the writes that a kill at any moment leaves whole."""
 
+import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +16,7 @@ import yaml
 
 from quadriga.data.errors import UserError
 
-Status = Literal["running", "finished", "interrupted", "failed"]
+Status = Literal["running", "finished", "interrupted", "failed", "lost"]
 
 _SECRET_KEY = re.compile(
     r"(^|[_.-])(token|password|passwd|secret|credentials?|authorization)$"
@@ -40,6 +43,7 @@ class RunDir:
         self.checkpoints_dir = self.path / "checkpoints"
         self.export_dir = self.path / "export"
         self.logs_dir = self.path / "logs"
+        self._writing = threading.RLock()
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -85,18 +89,56 @@ class RunDir:
 
     def update_run(self, **fields: Any) -> dict[str, Any]:
         """Set fields of run.json and return all of it."""
-        run = self.read_run() | without_secrets(fields)
-        write_json_atomic(self.run_json, run)
+        with self._writing:
+            run = self.read_run() | without_secrets(fields)
+            write_json_atomic(self.run_json, run)
         return run
 
     def start_attempt(self, versions: Mapping[str, str]) -> int:
-        """Note that an attempt begins, with the versions of what it runs on. Returns its number, from 1."""
+        """Note that an attempt begins, with the versions of what it runs on. Returns its number, from 1.
+
+        An attempt before it that did not say how it ended was killed; that is noted too.
+        """
         attempts = self.read_run().get("attempts", [])
+        if attempts and attempts[-1]["status"] == "running":
+            attempts[-1] |= {"status": "lost", "error": "the driver ended without a word: killed, or its machine lost"}
+            self.update_run(attempts=attempts)
+            self.note("driver_lost", attempt=len(attempts))
         attempts.append(
             {"started": _now(), "ended": None, "status": "running", "versions": dict(versions), "error": None}
         )
         self.update_run(status="running", attempts=attempts)
         return len(attempts)
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Add to the events of run.json: losses, recoveries, rehearsed faults, damaged checkpoints."""
+        with self._writing:
+            events = [*self.events(), {"time": _now(), "event": event} | fields]
+            self.update_run(events=events)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What `note` wrote, oldest first."""
+        return list(self.read_run().get("events", []))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory for this process. The lock ends with the process, however that ends.
+
+        Raises UserError when another run holds it.
+        """
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise UserError(
+                    f"{self.path} is in use by {holder}. Wait for that run, stop it, or give another `run_dir`."
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}")
+            file.flush()
+            yield
 
     def end_attempt(self, status: Status, error: str | None = None) -> None:
         """Note how the attempt ended; `error` is the root cause."""

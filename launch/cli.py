@@ -39,8 +39,20 @@ Overrides = Annotated[
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None) -> None:
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    allow_changed: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Go on though this setting changed. May be given again.", show_default=False),
+    ] = None,
+    restart: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Start it again up to N times if it fails or is killed.")
+    ] = 0,
+) -> None:
     """Run a stage or a pipeline; run again, it goes on where it stopped.
+
+    A run that goes on must have the settings it began with, but for what [bold]--allow-changed[/bold] names.
 
     Examples:
 
@@ -51,7 +63,14 @@ def run(config: Config, overrides: Overrides = None) -> None:
       quadriga run configs/assistant/pipeline.yaml stages.sft.config.optimizer.lr=1e-3
 
       quadriga run my-ppo.yaml cluster=clusters/h100x8-8b
+
+      quadriga run my-ppo.yaml total_steps=200 --allow-changed total_steps --restart 3
     """
+    if restart:
+        from quadriga.launch.restart import supervise
+
+        words = [f"--allow-changed={key}" for key in allow_changed or []]
+        raise typer.Exit(supervise([str(config), *(overrides or []), *words], restart))
     from quadriga.launch.checks import require_sound
     from quadriga.launch.config import build, load_config
 
@@ -62,7 +81,7 @@ def run(config: Config, overrides: Overrides = None) -> None:
         console.print(f"Note: {note}", style="yellow", markup=False)
     from quadriga.orchestrator.run import run as run_to_the_end
 
-    raise typer.Exit(run_to_the_end(stage, build))
+    raise typer.Exit(run_to_the_end(stage, build, allow_changed or []))
 
 
 @app.command()

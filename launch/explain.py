@@ -97,13 +97,16 @@ def _in_schema(model: type[BaseModel], loc: Sequence[Any]) -> KeyPath:
 
 
 def _suggestion(stage: type[BaseModel], loc: KeyPath) -> str:
-    """The same name elsewhere in the stage, else the nearest name beside the wrong one."""
+    """A near name beside the wrong one, else the same name elsewhere in the stage."""
     name, parent = str(loc[-1]), loc[:-1]
+    models = models_in(annotation_at(stage, parent)) if any(isinstance(key, str) for key in parent) else [stage]
+    beside = [field for model in models for field in model.model_fields]
+    if difflib.get_close_matches(name, beside, n=1, cutoff=0.8):
+        return nearest(name, beside)
     elsewhere = [path for path in _paths(stage) if path.rpartition(".")[2] == name]
     if elsewhere:
         return f"; did you mean `{min(elsewhere, key=lambda path: path.count('.'))}`?"
-    models = models_in(annotation_at(stage, parent)) if any(isinstance(key, str) for key in parent) else [stage]
-    return nearest(name, [field for model in models for field in model.model_fields])
+    return nearest(name, beside)
 
 
 def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 from quadriga.actors.judges import Judge
 from quadriga.actors.models import ModelSpec, read_config
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
-from quadriga.actors.waiting import wait_all
-from quadriga.data.errors import UserError
+from quadriga.actors.waiting import gather
+from quadriga.data.errors import Lost, UserError
 from quadriga.data.records import Prompt, Sample
 from quadriga.orchestrator import invariants
 from quadriga.orchestrator.cluster import Hosting, Processes, RolloutPlan, connected, processes
 from quadriga.orchestrator.console import StageProgress
 from quadriga.orchestrator.measures import Answer, Evaluation, Measures, best_of, mean_kl, measure
 from quadriga.orchestrator.ppo import end_tokens, reward_shift
+from quadriga.orchestrator.recovery import Recovery
 from quadriga.orchestrator.rewards import ModelReward, judged
 from quadriga.orchestrator.rollout_pool import RolloutPool
 from quadriga.orchestrator.settings import EvaluationSettings
@@ -71,19 +72,21 @@ def evaluate_models(
     first = next(iter(models.values()))
     Path(logs).mkdir(parents=True, exist_ok=True)
     results: dict[str, Evaluation] = {}
+    recovery = Recovery(cluster.recovery)
     with (
         progress,
         connected(cluster) as dashboard,
         progress.waiting("starting processes"),
-        processes(cluster, hostings, RolloutPlan(first, longest, load=True), str(logs)) as running,
+        processes(
+            cluster, hostings, RolloutPlan(first, longest, load=True), str(logs), on_loss=recovery.note
+        ) as running,
         Judge(settings.gold, Path(logs) / "gold.log") as judge,
     ):
         progress.started(0, len(models), dashboard, None, running.logs)
         if split.skipped:
             progress.note(f"  {len(split.skipped)} prompts were left out, the first for: {split.skipped[0]}")
         pool = RolloutPool(
-            running.workers,
-            cluster.deadlines,
+            running.fleet,
             end_tokens(first, tokenizer),
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip(),
         )
@@ -91,7 +94,7 @@ def evaluate_models(
         bench = _Bench(running, pool, judge, scorer, prompts, settings.sampling, seed, samples_per_prompt, progress)
         for version, (name, folder) in enumerate(models.items()):
             if version > 0:
-                _load(running, pool, folder, version, cluster)
+                _load(pool, folder, version, cluster)
             results[name] = bench.evaluate(name)
             progress.step(version + 1, {})
     return results
@@ -201,11 +204,11 @@ def check_same_tokens(one: str, other: str) -> None:
         )
 
 
-def _load(running: Processes, pool: RolloutPool, folder: str, version: int, cluster: ClusterSettings) -> None:
+def _load(pool: RolloutPool, folder: str, version: int, cluster: ClusterSettings) -> None:
     """Swap the weights of every engine."""
-    refs = {
-        f"rollout {i}": worker.load_folder.remote(folder, version, cluster.bucket_bytes)
-        for i, worker in enumerate(running.workers)
-    }
-    wait_all(refs, "sync", cluster.deadlines.call)
-    pool.version = version
+
+    def send(workers: dict[str, Any]) -> dict[str, Lost]:
+        refs = {name: w.load_folder.remote(folder, version, cluster.bucket_bytes) for name, w in workers.items()}
+        return gather(refs, "sync", cluster.deadlines.call, workers, cluster.deadlines.heartbeat)[1]
+
+    pool.sync(version, send)

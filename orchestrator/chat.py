@@ -17,6 +17,7 @@ from quadriga.data.records import Message, Prompt
 from quadriga.orchestrator.cluster import RolloutPlan, connected, processes
 from quadriga.orchestrator.console import make_console
 from quadriga.orchestrator.ppo import end_tokens
+from quadriga.orchestrator.recovery import Recovery
 from quadriga.orchestrator.rollout_pool import RolloutPool
 from quadriga.orchestrator.targets import find_model
 
@@ -96,10 +97,10 @@ def chat(
     with contextlib.ExitStack() as stack, _naming_the_log(f"{logs}/rollout-0.log", notes):
         with notes.status("Starting the engine"):
             stack.enter_context(connected(cluster))
-            running = stack.enter_context(processes(cluster, [], RolloutPlan(found.folder, context, load=True), logs))
+            plan, losses = RolloutPlan(found.folder, context, load=True), Recovery(cluster.recovery).note
+            running = stack.enter_context(processes(cluster, [], plan, logs, on_loss=losses))
         pool = RolloutPool(
-            running.workers,
-            cluster.deadlines,
+            running.fleet,
             end_tokens(found.folder, tokenizer),
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip(),
         )

@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quadriga.actors.group import ActorGroup
-from quadriga.data.errors import Fault
+from quadriga.data.errors import Fault, Lost
 from quadriga.data.rundir import RunDir, publish, write_json_atomic
 from quadriga.orchestrator.run_state import RunState
 
@@ -26,56 +31,99 @@ class Export:
 
 
 def save(
-    run: RunDir,
-    state: RunState,
-    groups: Mapping[str, ActorGroup],
-    exports: Mapping[str, Export],
-    tokenizer: Any,
-    keep: int,
+    run: RunDir, state: RunState, groups: Mapping[str, ActorGroup], exports: Mapping[str, Export], tokenizer: Any
 ) -> Path:
-    """Write checkpoints/step-N: hidden until complete, then renamed; older ones go only afterwards.
+    """Write checkpoints/step-N: hidden until complete, then renamed and read back.
 
-    groups: trained roles. exports: folder name -> model. keep: newest checkpoints to keep.
+    groups: trained roles. exports: folder name -> model.
+    Raises Fault when it cannot be written; what was there before is untouched. `prune` removes older ones.
     """
     final = run.checkpoint_dir(state.step)
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    pending = [group.save(str(temporary / role)) for role, group in groups.items()]
-    for save_ in pending:
-        save_.result()
-    written = [e.group.export(str(temporary / "export" / name), e.kind, e.extra) for name, e in exports.items()]
-    for export in written:
-        export.result()
-    for name in exports:
-        tokenizer.save_pretrained(temporary / "export" / name)
-    state.write(temporary / "state.json")
-    write_json_atomic(temporary / MANIFEST, _manifest(temporary))
-    publish(temporary, final)
-    for step in run.checkpoint_steps()[:-keep]:
-        shutil.rmtree(run.checkpoint_dir(step))
+    # Hosts of a driver that was killed may still write for a moment: never into the folder of the next attempt.
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for saving in [group.save(str(temporary / role)) for role, group in groups.items()]:
+            saving.result()
+        written = [e.group.export(str(temporary / "export" / name), e.kind, e.extra) for name, e in exports.items()]
+        for export in written:
+            export.result()
+        for name in exports:
+            tokenizer.save_pretrained(temporary / "export" / name)
+        state.write(temporary / "state.json")
+        worlds = {role: group.world for role, group in groups.items()}
+        write_json_atomic(temporary / MANIFEST, {"ranks": worlds, "files": _digests(temporary)})
+        publish(temporary, final)
+        verify(final)
+    except Lost:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        newest = newest_whole(run)
+        kept = f"The newest whole one is {newest.name}" if newest else "There is none before it"
+        raise Fault(f"The checkpoint {final} could not be written: {error}. {kept}.", "checkpoint") from error
     return final
 
 
-def latest(run: RunDir) -> Path | None:
-    """The newest checkpoint, verified. None before the first.
+def prune(run: RunDir, keep: int, best: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the one after step `best`."""
+    for step in run.checkpoint_steps()[:-keep]:
+        if step != best:
+            shutil.rmtree(run.checkpoint_dir(step))
 
-    Raises Fault when it is damaged, naming the file.
+
+def newest_whole(run: RunDir, damaged: Callable[[Path, str], None] = lambda folder, reason: None) -> Path | None:
+    """The newest checkpoint that is what its manifest says; None where there is none.
+
+    damaged: told of each newer one that is not, and why. It is set aside as `step-N.damaged` and counts no more.
     """
-    steps = run.checkpoint_steps()
-    if not steps:
-        return None
-    folder = run.checkpoint_dir(steps[-1])
-    verify(folder)
-    return folder
+    for step in reversed(run.checkpoint_steps()):
+        folder = run.checkpoint_dir(step)
+        try:
+            verify(folder)
+        except Fault as error:
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            damaged(aside, str(error))
+        else:
+            return folder
+    return None
 
 
 def restore(folder: Path, groups: Mapping[str, ActorGroup]) -> RunState:
-    """Load every group from a verified checkpoint; returns its state."""
+    """Load every group from a verified checkpoint; returns its state.
+
+    A group that has another number of ranks than it had is loaded through DeepSpeed's universal format.
+    """
     state = RunState.read(folder / "state.json")
-    for pending in [group.load(str(folder / role), state.step) for role, group in groups.items()]:
-        pending.result()
+    ranks = json.loads((folder / MANIFEST).read_text())["ranks"]
+    with tempfile.TemporaryDirectory(prefix=".universal-", dir=folder.parent) as scratch:
+        sources: dict[str, tuple[str, bool]] = {}
+        for role, group in groups.items():
+            same = ranks[role] == group.world
+            sources[role] = (str(folder / role), False) if same else (_universal(folder, role, Path(scratch)), True)
+        for pending in [group.load(*sources[role], state.step) for role, group in groups.items()]:
+            pending.result()
     return state
+
+
+def _universal(folder: Path, role: str, scratch: Path) -> str:
+    """Convert a role's shards to the format that any number of ranks can load; returns its folder.
+
+    In a process of its own, as it imports DeepSpeed. It loads pickles, of a checkpoint just verified.
+    """
+    target = scratch / role / "state"
+    source = folder / role / "state"
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(source)]
+    command += ["--output_folder", str(target), "--num_extract_workers", "1", "--num_merge_workers", "1"]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise Fault(f"DeepSpeed could not convert {source} for another number of ranks: {last}", "resume", role)
+    return str(target.parent)
 
 
 def publish_exports(run: RunDir, checkpoint: Path) -> None:
@@ -93,22 +141,25 @@ def verify(folder: Path) -> None:
     Raises Fault naming the first file that is missing, cut or changed.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise Fault(f"The checkpoint {folder} has no readable manifest: {error}", "resume") from error
-    for name, (size, digest) in manifest.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size or _sha256(file) != digest:
-            raise Fault(
-                f"The checkpoint {folder} is damaged: {name} is not what was written. Remove it to go on from "
-                "the one before.",
-                "resume",
-            )
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Fault(f"The checkpoint {folder} has no readable manifest: {error!r}", "resume") from error
+    found = _digests(folder)
+    for name, digest in files.items():
+        if found.get(name) != digest:
+            how = "missing" if name not in found else "not what was written"
+            raise Fault(f"The checkpoint {folder} is damaged: {name} is {how}", "resume")
 
 
-def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(file.relative_to(folder)): (file.stat().st_size, _sha256(file)) for file in files}
+def _digests(folder: Path) -> dict[str, list[Any]]:
+    """Relative path -> [size, SHA-256] of every file but the manifest. Hashing lets other threads run."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    with ThreadPoolExecutor(max_workers=8) as threads:
+        digests = list(threads.map(_sha256, files))
+    return {
+        str(file.relative_to(folder)): [file.stat().st_size, digest]
+        for file, digest in zip(files, digests, strict=True)
+    }
 
 
 def _sha256(file: Path) -> str:

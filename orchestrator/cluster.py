@@ -1,21 +1,27 @@
 """One run's processes: joins or starts Ray, seats the roles, starts hosts and rollout workers, ends them again."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
-from quadriga.actors.device import cores, prepare_driver, process_environment, resolve_device
+from quadriga.actors.device import cores, prepare_driver, process_environment, resolve_device, without_gpu
+from quadriga.actors.forkserver import forking
 from quadriga.actors.group import ActorGroup, start_groups
 from quadriga.actors.model_host import HostSpec, ModelHost
 from quadriga.actors.models import ModelSpec
 from quadriga.actors.placement import Placement, options, place, threads
+from quadriga.actors.process import remote_process, runtime_env
+from quadriga.actors.rollout import RolloutWorker
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
-from quadriga.actors.waiting import wait_all
-from quadriga.data.errors import Fault, UserError
+from quadriga.actors.waiting import Died, gather, pulse, wait_all
+from quadriga.data.errors import Fault, Lost, UserError
+from quadriga.orchestrator.fleet import Fleet
 
 START_ATTEMPTS = 3
+PULSE_SECONDS = 2.0
+"""How long a process may take to say that it is alive before it is taken for busy."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,13 @@ def connected(settings: ClusterSettings) -> Iterator[str | None]:
     prepare_driver()
     arguments: dict[str, Any] = {"address": settings.address} if settings.address else {"num_cpus": cores()}
     arguments |= {"dashboard_host": "127.0.0.1", "include_dashboard": None if settings.address else True}
-    context = _start_ray(arguments)
-    try:
-        yield context.dashboard_url
-    finally:
-        ray.shutdown()
+    ours = settings.address is None and without_gpu(settings.device)
+    with forking(process_environment("cpu", 1)) if ours else nullcontext():
+        context = _start_ray(arguments)
+        try:
+            yield context.dashboard_url
+        finally:
+            ray.shutdown()
 
 
 def _start_ray(arguments: dict[str, Any]) -> Any:
@@ -66,21 +74,6 @@ def _start_ray(arguments: dict[str, Any]) -> Any:
     return None
 
 
-@dataclass
-class Processes:
-    """What a stage started. Ends with the block of `processes`."""
-
-    device: str
-    groups: dict[str, ActorGroup] = field(default_factory=dict)
-    workers: list[Any] = field(default_factory=list)
-    logs: list[str] = field(default_factory=list)
-
-    def rollout_memory(self) -> int:
-        """Largest peak memory of a rollout worker, in bytes."""
-        refs = {f"rollout {i}": worker.memory.remote() for i, worker in enumerate(self.workers)}
-        return max(wait_all(refs, "memory", 60).values(), default=0)
-
-
 @dataclass(frozen=True)
 class RolloutPlan:
     """The vLLM engines a stage wants. load: start with the folder's weights, not wait for a sync."""
@@ -90,6 +83,132 @@ class RolloutPlan:
     load: bool
 
 
+class Processes:
+    """What a stage runs on the cluster: a group of hosts a role, a fleet of rollout workers, and how to make them anew.
+
+    host_classes: role -> another class to run in its processes.
+    Raises UserError when the cluster cannot hold them.
+    """
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        hostings: list[Hosting],
+        rollout: RolloutPlan | None,
+        logs: str,
+        host_classes: dict[str, type[ModelHost]] | None = None,
+    ):
+        import ray
+
+        self.settings, self.device, self._logs = settings, resolve_device(settings.device), logs
+        self._hostings = {hosting.role: hosting for hosting in hostings}
+        self._host_classes, self._rollout = host_classes or {}, rollout
+        wanted: dict[str, tuple[int, float]] = {
+            role: (settings.host(role).ranks, settings.host(role).gpus) for role in self._hostings
+        }
+        if rollout is not None:
+            engine_gpus = settings.rollout.gpus * settings.rollout.tensor_parallel
+            wanted["rollout"] = (settings.rollout.workers, engine_gpus)
+        resources = ray.cluster_resources()
+        self._cpus = cores() if settings.address is None else int(resources.get("CPU", cores()))
+        self._placement = place(wanted, self.device, settings.placement, self._cpus, resources.get("GPU", 0))
+        self._reserved: Any = None
+        self._known: dict[str, tuple[str, int]] = {}
+        self.groups: dict[str, ActorGroup] = {}
+        self.fleet = Fleet(self._launch, settings.rollout.workers if rollout else 0, settings.deadlines)
+
+    @property
+    def logs(self) -> list[str]:
+        """The log file of every process."""
+        logs = [log for group in self.groups.values() for log in group.logs]
+        return logs + [f"{self._logs}/rollout-{index}.log" for index in range(self.fleet.count)]
+
+    def start(self) -> None:
+        """Start every model host and rollout worker at the same time."""
+        self._reserved = _reserve(self._placement, self.settings.deadlines.start)
+        self.fleet.start()
+        self.rebuild(list(self._hostings))
+        self.fleet.await_start()
+
+    def rebuild(self, roles: Iterable[Role]) -> None:
+        """Start these roles anew from the weights they first had; what is left of their processes is killed."""
+        roles = list(roles)
+        for role in roles:
+            if role in self.groups:
+                self.groups[role].close()
+            self.groups[role] = self._group(self._hostings[role])
+        start_groups([self.groups[role] for role in roles])
+
+    def ranks(self) -> dict[str, int]:
+        """Role -> processes it has."""
+        return {role: group.world for role, group in self.groups.items()} | {"rollout": len(self.fleet.workers)}
+
+    def whereabouts(self) -> dict[str, tuple[str, int]]:
+        """Name (`actor 0`) -> (node, process id), of a process that does not answer what it last said."""
+        handles = {name: rank for group in self.groups.values() for name, rank in group.handles.items()}
+        handles |= {worker.name: worker.handle for worker in self.fleet.workers}
+        if handles:
+            refs = {name: pulse(handle) for name, handle in handles.items()}
+            self._known |= gather(refs, "whereabouts", PULSE_SECONDS)[0]
+        return self._known
+
+    def dead_roles(self) -> set[Role]:
+        """Roles of which a process is gone."""
+        refs = {name: pulse(rank) for group in self.groups.values() for name, rank in group.handles.items()}
+        _, lost = gather(refs, "recovery", PULSE_SECONDS) if refs else ({}, {})
+        return {self.role_of(name) for name, loss in lost.items() if isinstance(loss, Died)}
+
+    def role_of(self, name: str) -> Role:
+        """`actor` of `actor 1`."""
+        return next(role for role in self._hostings if role == name.split(" ")[0])
+
+    def handle(self, role: str, rank: int) -> Any:
+        """The Ray handle of one process."""
+        return self.fleet.workers[rank].handle if role == "rollout" else self.groups[role].ranks[rank]
+
+    def close(self) -> None:
+        """End every process."""
+        for group in self.groups.values():
+            group.close()
+        self.fleet.close()
+        if self._reserved is not None:
+            import ray
+
+            ray.util.remove_placement_group(self._reserved)
+
+    def _group(self, hosting: Hosting) -> ActorGroup:
+        host = self.settings.host(hosting.role)
+        # Actor and critic train at the same time, and so do forward passes of the others: their ranks share the cores.
+        at_once = min(self._cpus, sum(self.settings.host(role).ranks for role in self._hostings))
+        specs = [
+            HostSpec(
+                role=hosting.role,
+                rank=rank,
+                world=host.ranks,
+                model=hosting.model,
+                cluster=self.settings,
+                device=self.device,
+                threads=threads(host.threads, self._cpus, at_once),
+                optimizer=hosting.optimizer,
+            )
+            for rank in range(host.ranks)
+        ]
+        host_class = self._host_classes.get(hosting.role, ModelHost)
+        return ActorGroup(specs, self._logs, self._placement, self._reserved, host_class)
+
+    def _launch(self, index: int) -> tuple[Any, Any]:
+        """One rollout worker: its handle and the reference of its start."""
+        assert self._rollout is not None
+        plan, settings = self._rollout, self.settings.rollout
+        actor = remote_process(RolloutWorker, f"{self._logs}/rollout-{index}.log", f"rollout-{index}").options(
+            max_concurrency=4,
+            runtime_env=runtime_env("rollout", self.device, settings.threads),
+            **options(self._placement, self._reserved, "rollout", index),
+        )
+        handle = actor.remote(settings, self.device)
+        return handle, handle.start.remote(plan.model, self.settings.dtype, plan.max_tokens, plan.load)
+
+
 @contextmanager
 def processes(
     settings: ClusterSettings,
@@ -97,47 +216,17 @@ def processes(
     rollout: RolloutPlan | None,
     logs: str,
     host_classes: dict[str, type[ModelHost]] | None = None,
+    on_loss: Callable[[Lost], None] | None = None,
 ) -> Iterator[Processes]:
-    """Start every model host and rollout worker at the same time, and end them all when the block ends.
-
-    host_classes: role -> another class to run in its processes.
-    """
-    import ray
-
-    device = resolve_device(settings.device)
-    wanted: dict[str, tuple[int, float]] = {
-        h.role: (settings.host(h.role).ranks, settings.host(h.role).gpus) for h in hostings
-    }
-    if rollout is not None:
-        engine_gpus = settings.rollout.gpus * settings.rollout.tensor_parallel
-        wanted["rollout"] = (settings.rollout.workers, engine_gpus)
-    resources = ray.cluster_resources()
-    cpus = cores() if settings.address is None else int(resources.get("CPU", cores()))
-    placement = place(wanted, device, settings.placement, cpus, resources.get("GPU", 0))
-    reserved = _reserve(placement, settings.deadlines.start)
-    running = Processes(device)
-    # Actor and critic train at the same time, and so do forward passes of the others: their ranks share the cores.
-    at_once = min(cpus, sum(settings.host(h.role).ranks for h in hostings))
+    """`Processes`, started, and ended with the block. on_loss: as in `Fleet`."""
+    running = Processes(settings, hostings, rollout, logs, host_classes)
+    if on_loss is not None:
+        running.fleet.on_loss = on_loss
     try:
-        for hosting in hostings:
-            running.groups[hosting.role] = _group(
-                hosting, settings, device, cpus, at_once, placement, reserved, logs, (host_classes or {})
-            )
-        if rollout is not None:
-            running.workers, refs = _rollout(settings, rollout, device, placement, reserved, logs)
-        start_groups(list(running.groups.values()))
-        if rollout is not None:
-            wait_all(refs, "start", settings.deadlines.start)
-        running.logs = [log for g in running.groups.values() for log in g.logs]
-        running.logs += [f"{logs}/rollout-{i}.log" for i in range(len(running.workers))]
+        running.start()
         yield running
     finally:
-        for group in running.groups.values():
-            group.close()
-        for worker in running.workers:
-            ray.kill(worker)
-        if reserved is not None:
-            ray.util.remove_placement_group(reserved)
+        running.close()
 
 
 def _reserve(placement: Placement, limit: float) -> Any:
@@ -148,52 +237,3 @@ def _reserve(placement: Placement, limit: float) -> Any:
     group = ray.util.placement_group(placement.bundles, strategy="PACK")
     wait_all({"placement group": group.ready()}, "start", limit)
     return group
-
-
-def _group(
-    hosting: Hosting,
-    settings: ClusterSettings,
-    device: str,
-    cpus: int,
-    at_once: int,
-    placement: Placement,
-    reserved: Any,
-    logs: str,
-    host_classes: dict[str, type[ModelHost]],
-) -> ActorGroup:
-    host = settings.host(hosting.role)
-    specs = [
-        HostSpec(
-            role=hosting.role,
-            rank=rank,
-            world=host.ranks,
-            model=hosting.model,
-            cluster=settings,
-            device=device,
-            threads=threads(host.threads, cpus, at_once),
-            optimizer=hosting.optimizer,
-        )
-        for rank in range(host.ranks)
-    ]
-    return ActorGroup(specs, logs, placement, reserved, host_classes.get(hosting.role, ModelHost))
-
-
-def _rollout(
-    settings: ClusterSettings, rollout: RolloutPlan, device: str, placement: Placement, reserved: Any, logs: str
-) -> tuple[list[Any], dict[str, Any]]:
-    import ray
-
-    from quadriga.actors.process import in_process
-    from quadriga.actors.rollout import RolloutWorker
-
-    workers, refs = [], {}
-    for index in range(settings.rollout.workers):
-        actor = ray.remote(in_process(RolloutWorker, f"{logs}/rollout-{index}.log", f"rollout-{index}")).options(
-            max_concurrency=4,
-            runtime_env={"env_vars": process_environment(device, settings.rollout.threads)},
-            **options(placement, reserved, "rollout", index),
-        )
-        worker = actor.remote(settings.rollout, device)
-        refs[f"rollout {index}"] = worker.start.remote(rollout.model, settings.dtype, rollout.max_tokens, rollout.load)
-        workers.append(worker)
-    return workers, refs

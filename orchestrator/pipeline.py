@@ -1,14 +1,14 @@
 """A pipeline: stages in a row, then rounds of the stages that repeat. Finished ones are skipped when it runs again."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quadriga.data.errors import Fault, UserError
+from quadriga.data.errors import UserError
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.cluster import connected
-from quadriga.orchestrator.run import INTERRUPTED, run_stage, versions
+from quadriga.orchestrator.run import INTERRUPTED, noted, run_stage, versions
 from quadriga.orchestrator.settings import PipelineStage, StageEntry
 
 OUTPUTS = {
@@ -38,13 +38,12 @@ class Done:
         return str(self.run.path / OUTPUTS[self.stage][name])
 
 
-def run_pipeline(pipeline: PipelineStage, build: Callable[..., Any]) -> int:
+def run_pipeline(pipeline: PipelineStage, run: RunDir, build: Callable[..., Any], allowed: Sequence[str] = ()) -> int:
     """Run every stage in order; returns the exit code. All stages share one Ray cluster.
 
-    build: (stage's raw config, inputs by `key.path`) -> validated stage.
+    build: (stage's raw config, inputs by `key.path`) -> validated stage. allowed: as in `run`.
     Raises what a stage raises; earlier stages stay finished.
     """
-    run = RunDir.create(pipeline.run_dir or f"runs/{pipeline.name}")
     run.start_attempt(versions())
     run.write_config(pipeline.model_dump(mode="json"))
     done: list[Done] = []
@@ -53,15 +52,14 @@ def run_pipeline(pipeline: PipelineStage, build: Callable[..., Any]) -> int:
             for round_, entry in schedule(pipeline):
                 folder = run.path / f"round-{round_}" / entry.name
                 settings = _settings(pipeline, entry, round_, folder, done, build)
-                if not run_stage(settings, RunDir.create(folder)):
+                if not run_stage(settings, RunDir.create(folder), allowed):
                     run.end_attempt("interrupted")
                     return INTERRUPTED
                 done.append(Done(entry.name, settings.stage, round_, RunDir(folder)))
             publish_results(run, done)
             _evaluate(pipeline, run, done)
-    except (UserError, Fault) as error:
-        run.end_attempt("failed", str(error))
-        raise
+    except BaseException as error:
+        raise noted(run, error) from None
     run.end_attempt("finished")
     return 0
 

@@ -11,7 +11,7 @@ from quadriga.actors.group import Element, Update
 from quadriga.actors.judges import Judge
 from quadriga.actors.models import ModelSpec, read_config
 from quadriga.actors.settings import ModelSettings
-from quadriga.data.errors import UserError
+from quadriga.data.errors import Lost, UserError
 from quadriga.data.order import batch_indices
 from quadriga.data.records import Prompt, Sample
 from quadriga.kernels.losses import LOSSES
@@ -121,36 +121,48 @@ class Ppo(TrainingStage):
         return metrics
 
     def sync(self, version: int) -> None:
-        """Stream the actor's weights into every rollout worker."""
-        self.sync_bytes = self.group("actor").send_weights(version, self.running.workers).result()
-        self.pool.version = version
+        """Stream the actor's weights into every rollout worker, and later into those that take a lost one's place."""
+
+        def send(workers: dict[str, Any]) -> dict[str, Lost]:
+            self.sync_bytes, lost = self.group("actor").send_weights(version, workers).result()
+            return lost
+
+        self.pool.sync(version, send)
+
+    def settle(self) -> None:
+        """The KL controller, the reward's processes, and the weights that the engines hold: they start without any."""
+        self.kl = KLController(self.settings.algorithm.kl)
+        if self.state.kl:
+            self.kl.load_state_dict(self.state.kl)
+        self.reward = self._reward()
+        self.sync(self.state.step)
+
+    def abandon(self) -> None:
+        """Answers of a step that is done again."""
+        self.pool.abandon()
 
     def begin(self) -> None:
-        """Judges, rewards, the pool, and the first sync: the engines start without weights."""
+        """Losses, judges, the pool."""
         settings = self.settings
         self.dtype = settings.cluster.dtype
         self.policy_loss = LOSSES["policy_clip"](settings.algorithm.clip)
         self.value_loss = LOSSES["value_clip"](settings.algorithm.value_clip)
-        self.kl = KLController(settings.algorithm.kl)
-        if self.state.kl:
-            self.kl.load_state_dict(self.state.kl)
         self.gold = Judge(settings.gold, self.run.logs_dir / "gold.log") if settings.gold else None
-        self.reward = self._reward()
+        function = settings.reward.function
+        self.judge = Judge(function, self.run.logs_dir / "reward.log") if function else None
         stops = end_tokens(self.policy_path, self.tokenizer)
         decode = lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
-        self.pool = RolloutPool(self.running.workers, settings.cluster.deadlines, stops, decode)
-        self.sync(self.state.step)
+        self.pool = RolloutPool(self.running.fleet, stops, decode)
 
     def _reward(self) -> Reward:
-        source = self.settings.reward
-        if source.function is not None:
-            return FunctionReward(Judge(source.function, self.run.logs_dir / "reward.log"))
+        if self.judge is not None:
+            return FunctionReward(self.judge)
         assert self.reward_path is not None
         return ModelReward(self.group("reward"), reward_shift(self.reward_path), self.reward_path)
 
     def close(self) -> None:
         """End the judges' processes."""
-        for judge in (self.gold, self.reward.judge if isinstance(self.reward, FunctionReward) else None):
+        for judge in (self.gold, self.judge):
             if judge is not None:
                 judge.close()
 
@@ -262,6 +274,8 @@ class Ppo(TrainingStage):
         for number, (sample, index) in enumerate(zip(samples, keep, strict=True)):
             kl = float(np.sum(np.asarray(experience.logprobs[number]) - np.asarray(experience.ref_logprobs[number])))
             row = {
+                "prompt_id": sample.prompt.id,
+                "sample_index": sample.index,
                 "prompt": sample.prompt.messages[-1]["content"],
                 "response": sample.text,
                 "reward": scores.values[index],

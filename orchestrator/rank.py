@@ -11,10 +11,12 @@ from quadriga.data.rundir import RunDir, write_text_atomic
 from quadriga.orchestrator.cluster import RolloutPlan, connected, processes
 from quadriga.orchestrator.console import StageProgress
 from quadriga.orchestrator.ppo import end_tokens, hash_seed
+from quadriga.orchestrator.recovery import Recovery
 from quadriga.orchestrator.rewards import judged
 from quadriga.orchestrator.rollout_pool import RolloutPool
 from quadriga.orchestrator.settings import RankStage
 from quadriga.orchestrator.stage import Stop, check_context, model_path, note_skipped
+from quadriga.orchestrator.tracking import Replay
 
 CHUNK = 256
 """Prompts sampled, judged and written at a time: what an interruption can cost."""
@@ -28,7 +30,7 @@ class Rank:
     def __init__(self, settings: RankStage, run: RunDir):
         self.settings, self.run = settings, run
 
-    def execute(self, progress: StageProgress) -> bool:
+    def execute(self, progress: StageProgress, replay: Replay = "exact") -> bool:
         """Sample, judge, rank, write export/rankings.jsonl. True when finished, False when stopped before the end."""
         from quadriga.data.datasets import load_prompts
         from quadriga.data.tokenizer import load_tokenizer
@@ -43,24 +45,21 @@ class Rank:
         chunks = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
         due = [number for number in range(len(chunks)) if not self._part(number).is_file()]
         if due:
+            losses = Recovery(settings.cluster.recovery, self.run.note).note
             with (
                 connected(settings.cluster) as dashboard,
                 Stop().listening() as stop,
                 progress.waiting("starting processes"),
                 processes(
-                    settings.cluster, [], RolloutPlan(path, longest, load=True), str(self.run.logs_dir)
+                    settings.cluster, [], RolloutPlan(path, longest, load=True), str(self.run.logs_dir), on_loss=losses
                 ) as running,
                 Judge(settings.annotator, self.run.logs_dir / "annotator.log") as annotator,
             ):
                 progress.started(len(chunks) - len(due), len(chunks), dashboard, None, running.logs)
                 note_skipped(split.skipped, self.run, progress)
                 stops = end_tokens(path, tokenizer)
-                deadlines = settings.cluster.deadlines
                 pool = RolloutPool(
-                    running.workers,
-                    deadlines,
-                    stops,
-                    lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                    running.fleet, stops, lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip()
                 )
                 for number in due:
                     rankings = self._rank(pool, annotator, chunks[number], number, path, progress)

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quadriga.actors.rollout import Finished, Request
-from quadriga.actors.settings import DeadlineSettings, SamplingSettings
-from quadriga.actors.waiting import wait_all
-from quadriga.data.errors import Fault
+from quadriga.actors.settings import SamplingSettings
+from quadriga.actors.waiting import gather, poll
+from quadriga.data.errors import Fault, Lost
 from quadriga.data.records import Prompt, Sample
+from quadriga.orchestrator.fleet import Fleet, Worker
+from quadriga.orchestrator.health import State
 
 
 def sampling_seed(run_seed: int, step: int, prompt_id: str, index: int) -> int:
@@ -36,17 +38,38 @@ class Counts:
             raise Fault(f"generate: {self.asked} requests were made but {ended} ended: {self}", "generate")
 
 
+Send = Callable[[dict[str, Any]], dict[str, Lost]]
+"""Brings the current weights to these workers (name -> handle) and returns the losses among them."""
+
+
 @dataclass
 class RolloutPool:
-    """Owns the requests of a batch. workers: RolloutWorker actor handles."""
+    """Owns the requests of a batch, and what each worker must hold before it serves."""
 
-    workers: list[Any]
-    deadlines: DeadlineSettings
+    fleet: Fleet
     stop_ids: tuple[int, ...]
     decode: Callable[[list[int]], str]
     version: int = 0
     seconds: float = 0.0
     counts: Counts = field(default_factory=Counts)
+    _send: Send = field(default=lambda workers: {})
+    """Until the first sync: workers come with the weights that they are to have."""
+    _waiting: list[Request] = field(default_factory=list)
+    """Requests that no worker has."""
+    _open: dict[str, dict[str, Request]] = field(default_factory=dict)
+    """Worker -> the requests it has, by id."""
+    _asked: dict[str, Any] = field(default_factory=dict)
+    """Worker -> reference of the call that collects from it."""
+
+    def sync(self, version: int, send: Send) -> None:
+        """New weights for every worker. A worker that does not get them is replaced, and gets them later the same way.
+
+        send: kept, for the workers that come back while this version is current.
+        """
+        self.version, self._send = version, send
+        for worker in self.fleet.having(State.HEALTHY, State.SUSPECT):
+            worker.health.outdated()
+        self._freshen()
 
     def generate(
         self,
@@ -59,8 +82,9 @@ class RolloutPool:
     ) -> list[Sample]:
         """Answers in (prompt, sample index) order.
 
-        samples_per_prompt: one number, or one a prompt. progress: called with (finished, asked).
-        Raises Fault if no answer finishes within `deadlines.generate`, or a worker is lost.
+        samples_per_prompt: one number, or one a prompt. progress: called with (finished, asked). A worker that is lost
+        is replaced; its open requests go to others, or to the replacement, with the same seeds.
+        Raises Lost if no answer finishes within `deadlines.generate`, or more workers are lost than may be.
         """
         began = time.monotonic()
         each = [samples_per_prompt] * len(prompts) if isinstance(samples_per_prompt, int) else samples_per_prompt
@@ -74,39 +98,94 @@ class RolloutPool:
                     Request(id_, prompt.token_ids, sampling_seed(seed, step, prompt.id, index), sampling, self.stop_ids)
                 )
         self.counts = Counts(asked=len(requests))
-        self._submit(requests)
-        answers = self._collect(len(requests), progress)
+        answers = self._answers(requests, progress)
         self.counts.check()
         self.seconds = time.monotonic() - began
         return [self._sample(owners[request.id], answers[request.id]) for request in requests]
 
-    def _submit(self, requests: list[Request]) -> None:
-        share = [requests[i :: len(self.workers)] for i in range(len(self.workers))]
-        refs = {f"rollout {i}": w.submit.remote(share[i], self.version) for i, w in enumerate(self.workers)}
-        wait_all(refs, "generate", self.deadlines.call)
+    def abandon(self) -> None:
+        """Drop whatever workers still compute for a batch that was given up."""
+        refs = {w.name: w.handle.clear.remote() for w in self._up()}
+        _, lost = gather(refs, "generate", self.fleet.deadlines.heartbeat)
+        self._lose(lost)
 
-    def _collect(self, asked: int, progress: Callable[[int, int], None] | None) -> dict[str, Finished]:
+    def _answers(self, requests: list[Request], progress: Callable[[int, int], None] | None) -> dict[str, Finished]:
+        limit = self.fleet.deadlines.generate
+        self._waiting, self._open, self._asked = list(requests), {}, {}
         answers: dict[str, Finished] = {}
         last = time.monotonic()
-        while len(answers) < asked:
-            refs = {f"rollout {i}": worker.collect.remote(0.5) for i, worker in enumerate(self.workers)}
-            finished = [f for batch in wait_all(refs, "generate", self.deadlines.generate).values() for f in batch]
-            for answer in finished:
-                if answer.id in answers:
-                    raise Fault(f"generate: request {answer.id} was answered twice", "generate")
+        while len(answers) < len(requests):
+            self._freshen()
+            self._assign()
+            finished = self._collect()
+            for name, answer in finished:
+                if answer.id in answers or self._open[name].pop(answer.id, None) is None:
+                    raise Fault(f"generate: request {answer.id} was answered twice", "generate", name)
                 answers[answer.id] = answer
                 self.counts.done += 1
             if finished:
                 last = time.monotonic()
                 if progress is not None:
-                    progress(len(answers), asked)
-            elif time.monotonic() - last > self.deadlines.generate:
-                raise Fault(
-                    f"generate: no answer finished for {self.deadlines.generate:.0f} s; {asked - len(answers)} of "
-                    f"{asked} are still due",
-                    "generate",
-                )
+                    progress(len(answers), len(requests))
+            elif time.monotonic() - last > limit:
+                due = f"{len(requests) - len(answers)} of {len(requests)} are still due"
+                raise Lost(f"generate: no answer finished for {limit:.0f} s; {due}", "generate", "rollout")
         return answers
+
+    def _freshen(self) -> None:
+        """The current weights for every worker that is up without them."""
+        self.fleet.look()
+        if stale := self.fleet.having(State.STALE):
+            lost = self._send({worker.name: worker.handle for worker in stale})
+            for worker in stale:
+                if worker.name not in lost:
+                    worker.health.loaded(self.version)
+            self._lose(lost)
+
+    def _assign(self) -> None:
+        """Share out what waits among the workers that serve."""
+        serving = [worker for worker in self._up() if worker.health.serves(self.version)]
+        if not self._waiting or not serving:
+            return
+        shares = {worker.name: self._waiting[number :: len(serving)] for number, worker in enumerate(serving)}
+        self._waiting = []
+        for name, share in shares.items():
+            self._open.setdefault(name, {}).update({request.id: request for request in share})
+        refs = {w.name: w.handle.submit.remote(shares[w.name], self.version) for w in serving}
+        handles = {w.name: w.handle for w in serving}
+        deadlines = self.fleet.deadlines
+        self._lose(gather(refs, "generate", deadlines.call, handles, deadlines.heartbeat)[1])
+
+    def _collect(self) -> list[tuple[str, Finished]]:
+        """(worker, answer) of what has finished; waits a moment for the first."""
+        for worker in self._up():
+            if self._open.get(worker.name) and worker.name not in self._asked:
+                self._asked[worker.name] = worker.handle.collect.remote(0.5)
+                worker.health.asked()
+        if not self._asked:
+            time.sleep(0.2)  # all are being replaced
+            return []
+        done, lost = poll(self._asked, "generate", 1.0)
+        for worker in self._up():
+            if worker.name in done:
+                worker.health.answered()
+                del self._asked[worker.name]
+            elif worker.name in self._asked and worker.health.waited() is State.DEAD:
+                silence = f"generate: {worker.name} shows no sign of life for {self.fleet.deadlines.heartbeat:.0f} s"
+                lost.setdefault(worker.name, Lost(f"{silence} (stopped, or cut off)", "generate", worker.name))
+        self._lose(lost)
+        return [(name, answer) for name, batch in done.items() for answer in batch]
+
+    def _up(self) -> list[Worker]:
+        return self.fleet.having(State.HEALTHY, State.SUSPECT)
+
+    def _lose(self, lost: dict[str, Lost]) -> None:
+        """Replace workers; their open requests wait for another."""
+        for worker in self.fleet.workers:
+            if worker.name in lost:
+                self._asked.pop(worker.name, None)
+                self._waiting += self._open.pop(worker.name, {}).values()
+                self.fleet.lose(worker, lost[worker.name])
 
     def _sample(self, owner: tuple[Prompt, int], answer: Finished) -> Sample:
         prompt, index = owner

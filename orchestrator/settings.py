@@ -14,13 +14,72 @@ from quadriga.actors.settings import (
 from quadriga.data.settings import DataSettings, Settings
 
 
+class BestSettings(Settings):
+    """Which checkpoint is kept whatever its age."""
+
+    metric: str
+    """As in metrics.jsonl, of the step that the checkpoint follows."""
+    mode: Literal["max", "min"] = "max"
+
+
 class CheckpointSettings(Settings):
-    """When a stage saves what it needs to go on."""
+    """When a stage saves what it needs to go on. It always does at the end and on Ctrl-C or SIGTERM."""
 
     every_steps: int | None = Field(None, ge=1)
-    """null: only at the end and on Ctrl-C or SIGTERM."""
+    every_minutes: float | None = Field(None, gt=0)
+    """By the wall clock, beside `every_steps`."""
     keep: int = Field(1, ge=1)
     """Newest checkpoints kept."""
+    keep_best: BestSettings | None = None
+
+
+Action = Literal["kill", "stop", "slow", "raise", "disconnect"]
+"""SIGKILL; SIGSTOP; SIGSTOP, and SIGCONT after some seconds; an exception; all TCP connections shut down."""
+
+Target = Literal["actor", "critic", "reference", "reward", "rollout", "driver"]
+
+
+class PlannedFault(Settings):
+    """One fault, once."""
+
+    action: Action
+    role: Target
+    rank: int = Field(0, ge=0)
+    """Rank of a model, number of a rollout worker."""
+    step: int = Field(ge=1)
+    """The step during which it happens, from 1."""
+    phase: str | None = None
+    """A part of the step as in `timing_s/`, or `checkpoint`; null: as the step begins."""
+    after: float = Field(0.0, ge=0)
+    """Seconds from the begin of the phase."""
+    seconds: float = Field(5.0, gt=0)
+    """Of `slow`."""
+
+    @model_validator(mode="after")
+    def _driver_is_killed(self) -> "PlannedFault":
+        if self.role == "driver" and self.action != "kill":
+            raise ValueError("the driver can only be killed: it is what notes the others' faults")
+        return self
+
+
+class RandomFaults(Settings):
+    """Faults at random moments, the same ones for the same seed."""
+
+    seed: int = 0
+    rate: float = Field(0.1, ge=0, le=1)
+    """Chance of a fault in a step."""
+    actions: list[Action] = Field(["kill"], min_length=1)
+    roles: list[Target] = Field(["actor", "critic", "reference", "reward", "rollout"], min_length=1)
+    """The driver, where it is among them, is killed whatever the action."""
+    within: float = Field(2.0, ge=0)
+    """Seconds after the begin of the step in which it happens."""
+
+
+class FaultSettings(Settings):
+    """A rehearsal: faults to have on purpose. Each is noted in run.json as it happens, and happens once."""
+
+    planned: list[PlannedFault] = []
+    random: RandomFaults | None = None
 
 
 class TrackingSettings(Settings):
@@ -47,6 +106,7 @@ class StageBase(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
     tracking: TrackingSettings = TrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
+    faults: FaultSettings = FaultSettings()
 
 
 class TrainStage(StageBase):

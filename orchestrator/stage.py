@@ -1,9 +1,11 @@
 """What every training stage shares: run directory, resume, the step loop, commit, clean stops, export."""
 
+import copy
+import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -12,16 +14,19 @@ from typing import Any, ClassVar
 from quadriga.actors.group import ActorGroup
 from quadriga.actors.models import ModelSpec, read_config
 from quadriga.actors.settings import ModelSettings
-from quadriga.data.errors import UserError
+from quadriga.data.errors import Lost, UserError
 from quadriga.data.readers import BadRow
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator import checkpoint
 from quadriga.orchestrator.checkpoint import Export
 from quadriga.orchestrator.cluster import Hosting, Processes, RolloutPlan, connected, processes
 from quadriga.orchestrator.console import StageProgress
+from quadriga.orchestrator.faults import Injector
+from quadriga.orchestrator.recovery import Recovery
 from quadriga.orchestrator.run_state import RunState
 from quadriga.orchestrator.settings import StageBase
-from quadriga.orchestrator.tracking import Tracker
+from quadriga.orchestrator.tracking import Replay, Tracker
+from quadriga.orchestrator.watchdog import Watchdog, dump_stacks
 
 
 class Stop:
@@ -73,7 +78,15 @@ class TrainingStage(ABC):
         return None
 
     def begin(self) -> None:
-        """After start or resume, before the first step: what does not survive in a checkpoint."""
+        """Once processes run, before the first step: what lives as long as they do."""
+        return None
+
+    def settle(self) -> None:
+        """Before the first step, and again after a loss: bring what is outside of checkpoints to `state.step`."""
+        return None
+
+    def abandon(self) -> None:
+        """A step was given up: stop what still works for it."""
         return None
 
     @abstractmethod
@@ -92,39 +105,46 @@ class TrainingStage(ABC):
         """Release what `begin` opened."""
         return None
 
-    def execute(self, progress: StageProgress) -> bool:
-        """Run to the end, or to a clean stop. Returns True when the stage is finished, False when it was stopped."""
+    def execute(self, progress: StageProgress, replay: Replay = "exact") -> bool:
+        """Run to the end, or to a clean stop. Returns True when the stage is finished, False when it was stopped.
+
+        replay: what to do about logged steps that are run again (see `Tracker`).
+        """
         self.prepare()
         self.progress = progress
-        settings = self.settings
+        settings, cluster = self.settings, self.settings.cluster
+        self.recovery = Recovery(cluster.recovery, self.run.note)
         with (
-            connected(settings.cluster) as dashboard,
+            connected(cluster) as dashboard,
             Stop().listening() as stop,  # after Ray, which takes SIGTERM for itself when it starts
             progress.waiting("starting processes"),
             processes(
-                settings.cluster, self.hostings(), self.rollout(), str(self.run.logs_dir), self.host_classes
+                cluster, self.hostings(), self.rollout(), str(self.run.logs_dir), self.host_classes, self.recovery.note
             ) as running,
+            Watchdog(cluster.deadlines.progress, self._dump_stacks, self._give_up).watching() as self.watchdog,
         ):
             self.running = running
-            found = checkpoint.latest(self.run)
-            if found is not None:
-                self.state = checkpoint.restore(found, self.trained_groups())
+            self.injector = Injector(settings.faults, self.run, running)
+            self._restore(checkpoint.newest_whole(self.run, self._note_damage))
+            known = self.state.tracker_id or self.run.read_run().get("tracker_id")
             tracker = Tracker(
                 self.run,
                 settings.tracking,
                 self.stage,
                 settings.name,
                 settings.model_dump(mode="json"),
-                run_id=self.state.tracker_id,
-                resume_step=self.state.step if found is not None else None,
+                run_id=known,
+                resume_step=self.state.step,
+                replay="note" if replay == "exact" and running.device != "cpu" else replay,
             )
             self.state.tracker_id = tracker.run_id
+            self.run.update_run(tracker_id=tracker.run_id, processes=running.whereabouts())
             with tracker:
                 progress.started(self.state.step, settings.total_steps, dashboard, tracker.address, running.logs)
                 note_skipped(self.skipped, self.run, progress)
                 self.begin()
                 try:
-                    self._loop(tracker, progress, stop)
+                    self._loop(tracker, stop)
                 finally:
                     self.close()
             if self.finished():
@@ -142,48 +162,133 @@ class TrainingStage(ABC):
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Wall-clock seconds of a part of the step, logged as timing_s/<name>."""
+        self.injector.enter(self.state.step + 1, name)
+        self.watchdog.moved(name)
         began = time.monotonic()
         yield
         self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - began
 
-    def _loop(self, tracker: Tracker, progress: StageProgress, stop: Stop) -> None:
-        every = self.settings.checkpoint.every_steps
-        saved = self.state.step if self.run.checkpoint_steps() else -1
+    def _loop(self, tracker: Tracker, stop: Stop) -> None:
+        settled, self._saved, self._saved_at = False, self.state.step, time.monotonic()
         commit = 0.0  # of the step before: a row is written before its own commit ends
-        while not self.finished() and not stop.asked:
-            began, self.timings = time.monotonic(), {}
-            metrics, samples = self.step()
-            self.state.step += 1
-            seconds = time.monotonic() - began
-            self.state.seconds += seconds
-            metrics |= {f"timing_s/{name}": value for name, value in self.timings.items()}
-            metrics |= {"timing_s/commit": commit, "timing_s/step": seconds, "perf/total_tokens": self.state.tokens}
-            metrics |= self._memory()
-            began = time.monotonic()
-            tracker.log(self.state.step, metrics, samples)
-            progress.step(self.state.step, metrics)
-            if every is not None and self.state.step % every == 0:
-                saved = self._save()
-            commit = time.monotonic() - began
-        if saved != self.state.step:
-            self._save()
+        while not (self.finished() or stop.asked) or self._saved != self.state.step:
+            before = copy.deepcopy(self.state)
+            self.recovery.step = before.step + 1
+            try:
+                if not settled:
+                    self.settle()
+                    settled = True
+                if self.finished() or stop.asked:
+                    self._save(tracker)
+                    continue
+                began, self.timings = time.monotonic(), {}
+                self.injector.enter(self.state.step + 1, None)
+                metrics, samples = self.step()
+                self.state.step += 1
+                seconds = time.monotonic() - began
+                self.state.seconds += seconds
+                metrics |= {f"timing_s/{name}": value for name, value in self.timings.items()}
+                metrics |= {"timing_s/commit": commit, "timing_s/step": seconds, "perf/total_tokens": self.state.tokens}
+                metrics |= self._memory()
+                began = time.monotonic()
+                tracker.log(self.state.step, metrics, samples)
+                self.progress.step(self.state.step, metrics)
+                self._note_best(metrics)
+                if self._save_is_due():
+                    self._save(tracker)
+                commit = time.monotonic() - began
+            except Lost as lost:
+                self._recover(lost, before)
+                settled = False
 
-    def _save(self) -> int:
-        checkpoint.save(
-            self.run, self.state, self.trained_groups(), self.exports(), self.tokenizer, self.settings.checkpoint.keep
-        )
-        return self.state.step
+    def _recover(self, lost: Lost, before: RunState) -> None:
+        """Replace what was lost and go back to where its state is known.
+
+        A frozen model (or a judge) has no state: the step is done again. A trained one goes back to the newest
+        checkpoint, and all other trained ones with it, or to the start where there is none.
+        Raises Fault when more was lost than `cluster.recovery` allows.
+        """
+        began = time.monotonic()
+        while True:
+            self.recovery.note(lost)
+            self.progress.note(f"  {lost}: starting it again")
+            try:
+                self.state = before
+                self.abandon()
+                roles = self.running.dead_roles() | ({self.running.role_of(lost.actor)} if self.hosts(lost) else set())
+                trained = {self.group(role).specs[0].role for role in self.trained_groups()}
+                back = bool(roles & trained)
+                found = checkpoint.newest_whole(self.run, self._note_damage) if back else None
+                if back and found is None:
+                    roles |= trained
+                self.running.rebuild(roles)
+                if back:
+                    self._restore(found)
+            except Lost as again:
+                lost = again
+            else:
+                break
+        self._saved = min(self._saved, self.state.step)
+        seconds = round(time.monotonic() - began, 1)
+        self.run.note("recovered", rebuilt=sorted(roles), step=self.state.step, seconds=seconds)
+
+    def hosts(self, lost: Lost) -> bool:
+        """Whether what was lost is a model host; rollout workers are the pool's to replace."""
+        return lost.actor.split(" ")[0] in self.running.groups
+
+    def _restore(self, found: Path | None) -> None:
+        """Load a checkpoint, or begin at the start where there is none."""
+        known = self.state.tracker_id
+        self.state = checkpoint.restore(found, self.trained_groups()) if found else RunState(tracker_id=known)
+
+    def _note_damage(self, folder: Path, reason: str) -> None:
+        self.run.note("damaged_checkpoint", folder=folder.name, reason=reason)
+        self.progress.note(f"  {reason}. It was set aside as {folder.name}; the one before it is used.")
+
+    def _save_is_due(self) -> bool:
+        settings = self.settings.checkpoint
+        by_step = settings.every_steps is not None and self.state.step % settings.every_steps == 0
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return by_step or (settings.every_minutes is not None and minutes >= settings.every_minutes)
+
+    def _save(self, tracker: Tracker) -> None:
+        self.injector.enter(self.state.step, "checkpoint")
+        self.watchdog.moved("checkpoint")
+        checkpoint.save(self.run, self.state, self.trained_groups(), self.exports(), self.tokenizer)
+        checkpoint.prune(self.run, self.settings.checkpoint.keep, self.state.best and self.state.best[0])
+        tracker.confirmed(self.state.step)
+        self._saved, self._saved_at = self.state.step, time.monotonic()
+
+    def _note_best(self, metrics: Mapping[str, Any]) -> None:
+        """Remember the best of the steps after which a checkpoint is written."""
+        best = self.settings.checkpoint.keep_best
+        if best is None or not self._save_is_due() or best.metric not in metrics:
+            return
+        value = float(metrics[best.metric])
+        sign = 1 if best.mode == "max" else -1
+        if self.state.best is None or sign * value > sign * self.state.best[1]:
+            self.state.best = (self.state.step, value)
 
     def _memory(self) -> dict[str, float]:
         """Largest peak memory of a process of each role."""
         memory = {role: group.memory for role, group in self.running.groups.items()}
-        if self.running.workers:
-            memory["rollout"] = self.running.rollout_memory()
+        if self.running.fleet.workers:
+            memory["rollout"] = self.running.fleet.peak_memory()
         return {f"system/memory_gb_{role}": value / 2**30 for role, value in memory.items()}
+
+    def _dump_stacks(self) -> None:
+        dump_stacks(self.run.logs_dir / "driver-stacks.txt", self.running.whereabouts().values())
+
+    def _give_up(self, reason: str) -> None:
+        """The main thread takes no signal: write down why, and leave."""
+        self.run.end_attempt("failed", reason)
+        os._exit(1)
 
     tokenizer: Any
     running: Processes
     progress: StageProgress
+    watchdog: Watchdog
+    injector: Injector
 
 
 def note_skipped(rows: Sequence[BadRow], run: RunDir, progress: StageProgress) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +33,9 @@ NAMESPACES = (
     "timing_s",
     "system",
 )
+CLOCKED = ("time", "timing_s/", "perf/", "system/")
+"""Metrics that depend on the clock or the machine."""
+Replay = Literal["exact", "note", "forget"]
 SAMPLES_KEY = "rollout/samples"
 SAMPLE_COLUMNS = {
     "prompt": pa.string(),
@@ -42,6 +45,8 @@ SAMPLE_COLUMNS = {
     "finish_reason": pa.string(),
     "policy_version": pa.int64(),
     "reward_version": pa.string(),
+    "prompt_id": pa.string(),
+    "sample_index": pa.int64(),
 }
 START_TIMEOUT = 30.0  # seconds to reach the W&B server before the run is recorded offline
 NONFINITE = "system/nonfinite_metrics"
@@ -67,8 +72,11 @@ class Tracker:
     stage, name: W&B job type and run name; `settings.group` (else `name`) is the W&B group.
     config: the resolved configuration; secrets are stripped before W&B sees it.
     run_id: the id of an earlier attempt, so that W&B goes on with the same run; None makes a new one.
-    resume_step: the last step that the checkpoint holds. Later lines and samples are dropped, because these steps are
-        run again; None starts from nothing.
+    resume_step: the last step that the checkpoint holds. Steps after it that were logged before are run again: they are
+        compared with what was logged, and not logged twice. None starts from nothing.
+    replay: `exact`: a step that is run again must give the same numbers (`CLOCKED` ones aside), else Fault. `note`: the
+        difference is counted as `system/replay_differences`, for devices that do not repeat themselves. `forget`: what
+        was logged after `resume_step` is dropped and logged anew, because the settings were changed.
 
     W&B is online when WANDB_API_KEY is in the environment (and WANDB_MODE does not say otherwise), offline without.
     Nothing W&B does can stop a run: its errors are counted in `wandb_errors` and the first one is a warning.
@@ -83,15 +91,21 @@ class Tracker:
         config: Mapping[str, Any],
         run_id: str | None = None,
         resume_step: int | None = None,
+        replay: Replay = "exact",
     ):
         self.run_id = run_id or secrets.token_hex(4)
         self.nonfinite: Counter[str] = Counter()
         self._settings = settings
         self._samples_dir = run_dir.samples_dir
         self._samples_dir.mkdir(parents=True, exist_ok=True)
-        self._last_step = -1 if resume_step is None else resume_step
-        _rewind(run_dir.metrics_path, self._samples_dir, self._last_step)
-        self._file = run_dir.metrics_path.open("a", encoding="ascii")
+        self._path, self._replay, self.replay_differences = run_dir.metrics_path, replay, 0
+        step = -1 if resume_step is None else resume_step
+        if resume_step is None or replay == "forget":
+            _rewind(self._path, self._samples_dir, step)
+        else:
+            _cut_unfinished_line(self._path)
+        self._logged = {row["global_step"]: row for row in read_metrics(self._path) if row["global_step"] > step}
+        self._last_step = max([step, *self._logged])
         mode = wandb_mode(settings)
         self._wandb = None
         if mode != "disabled":
@@ -122,22 +136,51 @@ class Tracker:
             metrics.jsonl and are left out of W&B; how many there were so far is `system/nonfinite_metrics`.
         samples: rows with `prompt`, `response` and any of `SAMPLE_COLUMNS`; other keys become columns of their own.
             The first `settings.samples` are kept.
-        Raises Fault when the step is before the last one or a name is in no namespace.
+        Raises Fault when a step that is run again differs, comes out of order, or a name is in no namespace.
         """
-        if step < self._last_step:
-            raise Fault(f"step {step} was logged after step {self._last_step}", phase="commit")
+        row = {_checked(name): _finite(value) for name, value in metrics.items()}
+        if step <= self._last_step:
+            self._compare(step, row)
+            return
         self._last_step = step
-        row = {_checked(name): self._finite(name, value) for name, value in metrics.items()}
+        self._count_nonfinite(step, {name: metrics[name] for name, value in row.items() if value is None})
         if self.nonfinite:
             row[NONFINITE] = self.nonfinite.total()
-        self._file.write(json.dumps({"global_step": step, "time": round(time.time(), 3), **row}) + "\n")
-        self._file.flush()
+        if self.replay_differences:
+            row["system/replay_differences"] = self.replay_differences
         kept = [dict(sample) for sample in samples or []][: self._settings.samples]
         table = _sample_table(step, kept) if kept else None
         if table is not None:
             _write_parquet(table, self._samples_dir / f"step-{step:06d}.parquet")
+        # After the samples: a step that has its line has them too. Opened anew each time: a file that somebody removed
+        # comes back, and the run goes on.
+        line = {"global_step": step, "time": round(time.time(), 3), **row}
+        self._logged[step] = line
+        with self._path.open("a", encoding="ascii") as file:
+            file.write(json.dumps(line) + "\n")
         if self._wandb:
             self._wandb.log({AXIS: step} | {key: value for key, value in row.items() if value is not None}, table)
+
+    def confirmed(self, step: int) -> None:
+        """Steps up to this one will not be run again: there is a checkpoint after them."""
+        self._logged = {number: row for number, row in self._logged.items() if number > step}
+
+    def _compare(self, step: int, row: Mapping[str, Any]) -> None:
+        """A step that was logged before was run again."""
+        if step not in self._logged:
+            raise Fault(f"step {step} was logged after step {self._last_step}", phase="commit")
+        before = self._logged[step]
+        same = {key: value for key, value in before.items() if key in row and not key.startswith(CLOCKED)}
+        differing = sorted(key for key, value in same.items() if row[key] != value)
+        if differing and self._replay == "exact":
+            key = differing[0]
+            raise Fault(
+                f"Step {step} was run again after a loss and differs from what was logged: {key} is {row[key]} and was "
+                f"{before[key]} ({len(differing)} of {len(same)} numbers differ). A run that does not repeat itself "
+                "cannot be resumed exactly; please report this.",
+                phase="replay",
+            )
+        self.replay_differences += bool(differing)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set final values of the W&B run (the numbers its run table shows)."""
@@ -145,8 +188,7 @@ class Tracker:
             self._wandb.summary(values)
 
     def close(self, exit_code: int = 0) -> None:
-        """Finish both files; W&B marks the run failed when exit_code is not 0. Further calls do nothing."""
-        self._file.close()
+        """Finish the W&B run, which is marked failed when exit_code is not 0. Further calls do nothing."""
         if self._wandb:
             self._wandb.finish(exit_code)
 
@@ -156,14 +198,17 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.close(0 if kind is None else 1)
 
-    def _finite(self, name: str, value: Any) -> float | int | None:
-        number: float | int = value.item() if hasattr(value, "item") else value
-        if math.isfinite(number):
-            return number
-        if not self.nonfinite[name]:
-            log.warning("%s is %s at step %d; it is written as null", name, number, self._last_step)
-        self.nonfinite[name] += 1
-        return None
+    def _count_nonfinite(self, step: int, metrics: Mapping[str, Any]) -> None:
+        for name, value in metrics.items():
+            if not self.nonfinite[name]:
+                log.warning("%s is %s at step %d; it is written as null", name, float(value), step)
+            self.nonfinite[name] += 1
+
+
+def _finite(value: Any) -> float | int | None:
+    """A Python number; None for NaN and infinity."""
+    number: float | int = value.item() if hasattr(value, "item") else value
+    return number if math.isfinite(number) else None
 
 
 def wandb_mode(settings: TrackingSettings) -> str:
@@ -200,6 +245,13 @@ def _rewind(metrics_path: Path, samples_dir: Path, last_step: int) -> None:
     for path in samples_dir.glob("step-*.parquet"):
         if int(path.stem.removeprefix("step-")) > last_step:
             path.unlink()
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    """Remove what a kill left of a last line."""
+    if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
+        with path.open("rb+") as file:
+            file.truncate(text.rfind(b"\n") + 1)
 
 
 def _checked(name: str) -> str:

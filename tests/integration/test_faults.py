@@ -1,4 +1,4 @@
-"""A process is killed in the middle of a step: the run ends, says which and when, and leaves nothing behind."""
+"""A process is killed and may not be replaced: the run ends, says which and when, and leaves nothing behind."""
 
 import os
 import signal
@@ -34,6 +34,7 @@ def test_a_killed_critic_ends_the_run_with_its_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     raw = stage("ppo", tmp_path, made_model, made_reward)
+    raw["cluster"] = raw["cluster"] | {"recovery": {"max_losses": 0}}
     config, right = tmp_path / "ppo.yaml", Ppo.update
     config.write_text(yaml.safe_dump(raw))
     pids: dict[str, int] = {}

@@ -19,6 +19,7 @@ from quadriga.data.errors import Fault
 from quadriga.data.records import Prompt, Sample
 from quadriga.data.settings import DataSettings
 from quadriga.data.tokenizer import load_tokenizer
+from quadriga.orchestrator.bench import _load
 from quadriga.orchestrator.cluster import Hosting, RolloutPlan, processes
 from quadriga.orchestrator.rollout_pool import RolloutPool
 
@@ -37,8 +38,9 @@ def live(
     settings = ClusterSettings.model_validate(CLUSTER)
     hostings, plan = [Hosting("actor", ModelSpec(str(made_model), "logprobs"))], RolloutPlan(str(made_model), 64, False)
     with processes(settings, hostings, plan, str(tmp_path_factory.mktemp("logs"))) as running:
-        running.groups["actor"].send_weights(0, running.workers).result()
-        yield RolloutPool(running.workers, settings.deadlines, STOPS, str), running.groups["actor"]
+        pool, actor = RolloutPool(running.fleet, STOPS, str), running.groups["actor"]
+        pool.sync(0, lambda workers: actor.send_weights(0, workers).result()[1])
+        yield pool, actor
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +108,11 @@ def test_a_folder_gives_the_weights_of_a_sync(
     """And every token carries the version that drew it."""
     pool, actor = live
     assert {version for sample in samples for version in sample.versions} == {0}
-    ray.get(pool.workers[0].load_folder.remote(str(made_model), 5, 1 << 16))
-    pool.version = 5
+    _load(pool, str(made_model), 5, ClusterSettings(bucket_bytes=1 << 16))
     loaded = pool.generate(asked, 3, SAMPLING, 0, 0)
     assert drawn(loaded) == drawn(samples)
     assert {version for sample in loaded for version in sample.versions} == {5}
-    actor.send_weights(6, pool.workers).result()
-    pool.version = 6
+    pool.sync(6, lambda workers: actor.send_weights(6, workers).result()[1])
     again = pool.generate(asked, 3, SAMPLING, 0, 0)
     assert drawn(again) == drawn(samples) and again[0].versions == [6] * len(again[0].response_ids)
 
@@ -124,8 +124,9 @@ def test_a_damaged_bucket_is_refused_and_nothing_served(
     pool, _ = live
     bucket = pack_bucket(folder_tensors(made_model))
     bucket.payload[7] ^= 1
-    ray.get(pool.workers[0].start_weight_update.remote(7))
+    (worker,) = pool.fleet.workers
+    ray.get(worker.handle.start_weight_update.remote(7))
     with pytest.raises(RuntimeError, match="arrived damaged: their CRC-32 differs from the sender's"):
-        ray.get(pool.workers[0].receive_bucket.remote(bucket.entries, bucket.checksum, bucket.payload))
+        ray.get(worker.handle.receive_bucket.remote(bucket.entries, bucket.checksum, bucket.payload))
     with pytest.raises(Fault, match=f"asked for answers of policy version {pool.version} but holds version -1"):
         pool.generate(asked, 1, SAMPLING, 0, 0)

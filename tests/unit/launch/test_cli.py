@@ -197,7 +197,7 @@ def test_how_runs_end(
 def test_exit_code_of_the_run_is_passed_on(write: Write, sft: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import quadriga.orchestrator.run
 
-    monkeypatch.setattr(quadriga.orchestrator.run, "run", lambda stage, build: 130)
+    monkeypatch.setattr(quadriga.orchestrator.run, "run", lambda stage, build, allowed: 130)
     assert main(["run", str(write(sft))]) == 130
 
 

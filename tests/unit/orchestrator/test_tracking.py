@@ -78,7 +78,9 @@ def attempts(tmp_path_factory: pytest.TempPathFactory) -> Attempts:
         time.sleep(1)  # W&B names a run's folder after the second
         second = Tracker(folder, settings, "ppo", "round-1", {"seed": 7}, run_id=first.run_id, resume_step=2)
         for step in (3, 4):
-            second.log(step, {"train/loss": 1 / step, "actor/grad_norm": math.nan}, [sample(9, gold=0.5)])
+            # Step 3 is run again: it was logged already, and is compared only.
+            metrics = {"train/loss": 1 / step, "actor/grad_norm": math.nan, "timing_s/generate": 9.0}
+            second.log(step, metrics, [sample(9, gold=0.5)])
         second.summary({"eval/win_rate": 0.7})
         second.close(1)
         second.close(1)
@@ -92,9 +94,9 @@ def test_metrics_file_has_each_step_once_after_a_resume(attempts: Attempts) -> N
     rows = read_metrics(attempts.folder.metrics_path)
     assert [row["global_step"] for row in rows] == [1, 2, 3, 4]
     assert [row["train/loss"] for row in rows] == [1, 1 / 2, 1 / 3, 1 / 4]
-    assert rows[1]["timing_s/generate"] == 0.5 and "timing_s/generate" not in rows[2]
-    assert rows[2]["actor/grad_norm"] is None
-    assert [row.get("system/nonfinite_metrics") for row in rows] == [None, None, 1, 2]
+    assert [row["timing_s/generate"] for row in rows] == [0.5, 0.5, 0.5, 9.0]
+    assert rows[3]["actor/grad_norm"] is None and "actor/grad_norm" not in rows[2]
+    assert [row.get("system/nonfinite_metrics") for row in rows] == [None, None, None, 1]
     assert all(earlier["time"] <= later["time"] for earlier, later in pairwise(rows))
 
 
@@ -107,7 +109,7 @@ def test_samples_of_each_step_are_parquet(attempts: Attempts) -> None:
     assert table["global_step"].to_pylist() == [2, 2] and table["kl"].to_pylist() == [None, None]
     assert table["response"].to_pylist() == ["r0", "r1"] and table["reward"].to_pylist() == [0.0, 0.5]
     replayed = pq.read_table(attempts.folder.samples_dir / "step-000003.parquet")
-    assert replayed["response"].to_pylist() == ["r9"]
+    assert replayed["response"].to_pylist() == ["r0", "r1"]
 
 
 def test_wandb_offline_file_has_one_axis_for_every_namespace(attempts: Attempts) -> None:
@@ -122,7 +124,7 @@ def test_wandb_offline_file_has_one_axis_for_every_namespace(attempts: Attempts)
 def test_wandb_offline_file_has_keys_and_values(attempts: Attempts) -> None:
     first, second = (history(records) for records in attempts.records)
     assert [row["train/global_step"] for row in first] == [1, 2, 3]
-    assert [row["train/global_step"] for row in second] == [3, 4]
+    assert [row["train/global_step"] for row in second] == [4]
     assert [row["_step"] for row in first] == [0, 1, 2]
     assert first[1]["train/loss"] == 0.5 and first[1]["rollout/logprob_diff_max"] == 1e-6
     assert "actor/grad_norm" not in second[0]  # NaN has no place on a chart
@@ -139,8 +141,8 @@ def test_wandb_offline_file_has_keys_and_values(attempts: Attempts) -> None:
 
 def test_wandb_offline_file_has_a_sample_table_each_step(attempts: Attempts) -> None:
     rows = [row for records in attempts.records for row in history(records)]
-    assert len(rows) == 5
-    for row, file in zip(rows, [0, 0, 0, 1, 1], strict=True):
+    assert len(rows) == 4
+    for row, file in zip(rows, [0, 0, 0, 1], strict=True):
         entry = row["rollout/samples"]
         assert entry["_type"] == "table-file"
         folder = sorted(attempts.folder.path.glob("wandb/offline-run-*"))[file]
@@ -263,7 +265,6 @@ def test_a_metric_outside_the_namespaces_is_a_fault(tmp_path: Path, name: str) -
 def test_a_step_that_goes_back_is_a_fault(tmp_path: Path) -> None:
     with Tracker(Folder(tmp_path), NO_WANDB, "sft", "x", {}) as tracker:
         tracker.log(5, {"train/loss": 1.0})
-        tracker.log(5, {"eval/loss": 1.0})
         with pytest.raises(Fault, match="step 4 was logged after step 5"):
             tracker.log(4, {"train/loss": 1.0})
 
@@ -290,6 +291,35 @@ def test_a_fresh_start_forgets_an_attempt_without_checkpoint(tmp_path: Path) -> 
             tracker.log(0, {"eval/loss": 2.0}, [sample(0)])
             tracker.log(1, {"train/loss": 1.0}, [sample(0, reward_version=3)])
     assert [row["global_step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1]
-    with Tracker(Folder(tmp_path), NO_WANDB, "sft", "x", {}, resume_step=0):
+    with Tracker(Folder(tmp_path), NO_WANDB, "sft", "x", {}, resume_step=0, replay="forget"):
         pass
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-000000.parquet"]
+
+
+def test_a_step_that_is_run_again_must_repeat_itself(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    with Tracker(folder, NO_WANDB, "sft", "x", {}) as tracker:
+        for step in (1, 2, 3):
+            tracker.log(step, {"train/loss": step / 10, "perf/tokens_per_second": 5.0, "timing_s/step": 1.0})
+            if step == 2:
+                tracker.confirmed(2)
+        tracker.log(3, {"train/loss": 0.3, "perf/tokens_per_second": 7.0, "timing_s/step": 2.0})
+        with pytest.raises(Fault, match=r"Step 3 was run again .* train/loss is 0.31 and was 0.3 \(1 of 1 numbers"):
+            tracker.log(3, {"train/loss": 0.31})
+    with Tracker(folder, NO_WANDB, "sft", "x", {}, resume_step=1, replay="note") as tracker:
+        tracker.log(2, {"train/loss": 0.2})
+        tracker.log(3, {"train/loss": 0.31})
+        assert tracker.replay_differences == 1
+        tracker.log(4, {"train/loss": 0.4})
+    rows = read_metrics(folder.metrics_path)
+    assert [(row["global_step"], row["train/loss"]) for row in rows] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
+    assert rows[-1]["system/replay_differences"] == 1
+
+
+def test_a_metrics_file_that_is_removed_comes_back(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    with Tracker(folder, NO_WANDB, "sft", "x", {}) as tracker:
+        tracker.log(1, {"train/loss": 0.1})
+        folder.metrics_path.unlink()
+        tracker.log(2, {"train/loss": 0.2})
+    assert [row["global_step"] for row in read_metrics(folder.metrics_path)] == [2]

@@ -1,0 +1,107 @@
+"""The last resort against hanging: when nothing moves for long, every process writes its stacks and the run stops."""
+
+import faulthandler
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from quadriga.data.errors import Fault
+
+
+class Watchdog:
+    """A thread that knows when something was last finished: an answer, an optimizer step, a checkpoint.
+
+    limit: seconds without progress. dump: called first, to write down what everybody is doing.
+    The main thread gets a Fault wherever it is; if it does not even take a signal for `patience` seconds, `give_up` is
+    called, which must not return.
+    """
+
+    def __init__(self, limit: float, dump: Callable[[], None], give_up: Callable[[str], None], patience: float = 30.0):
+        self._limit, self._dump, self._give_up, self._patience = limit, dump, give_up, patience
+        self._last, self._doing = time.monotonic(), "start"
+        self._over = threading.Event()
+
+    def moved(self, doing: str) -> None:
+        """Something was finished, or begins; `doing` is what comes next."""
+        self._last, self._doing = time.monotonic(), doing
+
+    @contextmanager
+    def watching(self) -> Iterator["Watchdog"]:
+        """Watch inside the block; must be entered on the main thread."""
+        before = signal.signal(signal.SIGALRM, self._interrupt)
+        self._last = time.monotonic()
+        thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._over.set()
+            thread.join()
+            signal.signal(signal.SIGALRM, before)
+
+    @property
+    def message(self) -> str:
+        """What is wrong."""
+        return (
+            f"{self._doing}: no answer, optimizer step or checkpoint was finished for {self._limit:.0f} s "
+            "(cluster.deadlines.progress). What every process was doing is at the end of its log."
+        )
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self._limit / 4)):
+            if time.monotonic() - self._last > self._limit:
+                self._dump()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+                if not self._over.wait(self._patience):
+                    self._give_up(self.message)
+                return
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        raise Fault(self.message, self._doing)
+
+
+def dump_stacks(path: Path, processes: Iterable[tuple[str, int]]) -> None:
+    """The driver's stacks into `path`, and every other process's into its own log (see actors/process.py).
+
+    processes: (node, process id). One task a node sends the signal; a node that is gone is left out.
+    """
+    with path.open("a") as file:
+        file.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        faulthandler.dump_traceback(file, all_threads=True)
+    pids: dict[str, list[int]] = {}
+    for node, pid in processes:
+        pids.setdefault(node, []).append(pid)
+    refs: list[Any] = []
+    for node, members in pids.items():
+        if node == os.uname().nodename:
+            _ask(members)
+        else:
+            refs.append(_remote_ask(node, members))
+    if refs:
+        import ray
+
+        ray.wait(refs, num_returns=len(refs), timeout=10.0)
+
+
+def _ask(processes: list[int]) -> None:
+    for pid in processes:
+        try:
+            os.kill(pid, signal.SIGUSR1)
+        except ProcessLookupError:
+            continue
+
+
+def _remote_ask(node: str, processes: list[int]) -> Any:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ids = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerHostname"] == node]
+    strategy = NodeAffinitySchedulingStrategy(ids[0], soft=True) if ids else "DEFAULT"
+    return ray.remote(_ask).options(num_cpus=0, scheduling_strategy=strategy).remote(processes)
