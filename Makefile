@@ -25,7 +25,7 @@ endif
 # Tests are many small processes: more than one thread each only gets in the way of the others.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: setup demo test unit slow learn lint clean
+.PHONY: setup demo test unit slow chaos learn lint clean
 
 setup: $(STAMP)
 
@@ -56,6 +56,9 @@ unit: setup
 
 slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
+
+chaos: setup
+	$(TEST_ENV) $(BIN)/python -m pytest -m chaos -s tests/integration
 
 learn: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m learn -s tests/e2e

@@ -136,9 +136,9 @@ class ActorGroup:
         """Every rank writes its part of model and optimizer."""
         return self._call("save", [(folder,)] * self.world, "checkpoint", _nothing)
 
-    def load(self, folder: str, universal: bool, steps: int) -> Pending:
-        """Every rank reads its part back; universal: of DeepSpeed's format for another number of ranks."""
-        return self._call("load", [(folder, universal, steps)] * self.world, "resume", _nothing)
+    def load(self, folder: str, steps: int, universal: str | None = None) -> Pending:
+        """Every rank reads its part back; universal: the same in DeepSpeed's format for another number of ranks."""
+        return self._call("load", [(folder, steps, universal)] * self.world, "resume", _nothing)
 
     def export(self, folder: str, kind: str, extra: dict[str, Any] | None = None) -> Pending:
         """Write the model in Hugging Face layout; kind: policy, reward or critic."""

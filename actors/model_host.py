@@ -192,15 +192,24 @@ class ModelHost:
         began = time.monotonic()
         try:
             self.engine.save(folder)
-            self.torch.save(self._random_state(), Path(folder) / f"random-{self.spec.rank}.pt")
+            own = self._random_state() | {"optimizer_steps": self.engine.optimizer_steps()}
+            self.torch.save(own, Path(folder) / f"rank-{self.spec.rank}.pt")
         except (OSError, RuntimeError) as error:  # torch wraps a full disk
             raise self._unwritten(folder, error) from error
         return self._result(None, began)
 
-    def load(self, folder: str, universal: bool, steps: int) -> HostResult:
-        """Read this rank's part of model and optimizer back; `steps` were done before."""
+    def load(self, folder: str, steps: int, universal: str | None) -> HostResult:
+        """Read this rank's part of model and optimizer back; `steps` were done before.
+
+        universal: folder of the converted shards, where they were written by another number of ranks.
+        """
         began = time.monotonic()
-        self.engine.load(folder, universal)
+        if universal is None:
+            self.engine.load(folder)
+        else:
+            # Every rank took the same number of steps, so rank 0's count is that of a rank that was not there.
+            state = self.torch.load(Path(folder) / "rank-0.pt", weights_only=True)
+            self.engine.load_universal(universal, state["optimizer_steps"])
         self._set_random_state(Path(folder))
         self.steps = steps
         return self._result(None, began)
@@ -228,7 +237,7 @@ class ModelHost:
 
     def _set_random_state(self, folder: Path) -> None:
         """This rank's own, where it had one: a checkpoint of fewer ranks leaves the others as they started."""
-        file = folder / f"random-{self.spec.rank}.pt"
+        file = folder / f"rank-{self.spec.rank}.pt"
         if file.is_file():
             state = self.torch.load(file, weights_only=True)
             self.torch.set_rng_state(state["cpu"])

@@ -42,11 +42,12 @@ def gather(
     """`wait_all` that returns (results, losses) by name, everybody's or, with `first`, up to the first loss."""
     pulses = Pulses(actors or {}, phase, heartbeat)
     pending, end = dict(refs), time.monotonic() + limit
+    beat = min(BEAT, (heartbeat or BEAT) / 3)
     results: dict[str, Any] = {}
     lost: dict[str, Lost] = {}
     while pending and not (lost and first):
         left = end - time.monotonic()
-        done, gone = poll(pending, phase, max(0.0, min(left, BEAT)))
+        done, gone = poll(pending, phase, max(0.0, min(left, beat)))
         if not done and not gone:
             gone = pulses.silent(pending)
             if not gone and left <= 0:

@@ -146,12 +146,32 @@ class ZeroEngine:
         """Every rank writes its part under folder/state."""
         self.engine.save_checkpoint(folder, "state", save_latest=False)
 
-    def load(self, folder: str, universal: bool = False) -> None:
-        """Every rank reads its part back; raises RuntimeError where something is missing.
+    def optimizer_steps(self) -> int:
+        """Steps that the optimizer's bias correction knows of; 0 before the first."""
+        return max((int(state["step"]) for state in self._optimizer_states() if "step" in state), default=0)
 
-        universal: the folder holds DeepSpeed's universal format, for another number of ranks than wrote it.
+    def load_universal(self, folder: str, optimizer_steps: int) -> None:
+        """`load` of shards that were written by another number of ranks and converted to DeepSpeed's universal format.
+
+        It holds weights and moments. The count of steps, which bias correction needs, comes from elsewhere, and the
+        weight decay of each parameter group stays ours: DeepSpeed gives all groups that of the first.
         """
-        self.engine._config.load_universal_checkpoint = universal
+        groups = self.engine.optimizer.param_groups
+        ours = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        self.engine._config.load_universal_checkpoint = True
+        self.load(folder)
+        self.engine._config.load_universal_checkpoint = False
+        for group, settings in zip(self.engine.optimizer.param_groups, ours, strict=True):
+            group.update(settings)
+        for state in self._optimizer_states():
+            state["step"] = state["step"].new_tensor(optimizer_steps)
+
+    def _optimizer_states(self) -> list[dict[str, Any]]:
+        optimizer = self.engine.optimizer
+        return list(getattr(optimizer, "optimizer", optimizer).state.values())
+
+    def load(self, folder: str) -> None:
+        """Every rank reads its part back; raises RuntimeError where something is missing."""
         path, _ = self.engine.load_checkpoint(folder, "state")
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")

@@ -7,9 +7,24 @@ from pydantic import BaseModel
 from quadriga.actors.settings import ClusterSettings, HostSettings, OptimizerSettings, SamplingSettings
 from quadriga.data.settings import Source
 from quadriga.launch.documents import KeyPath, dotted
-from quadriga.orchestrator.settings import PipelineStage, PpoStage, PretrainStage, SftStage, StageBase, TrainStage
+from quadriga.orchestrator.settings import (
+    PipelineStage,
+    PpoStage,
+    PretrainStage,
+    RewardStage,
+    SftStage,
+    StageBase,
+    TrainStage,
+)
 
 Finding = tuple[KeyPath, str]
+
+HOSTED: dict[type[BaseModel], tuple[str, ...]] = {
+    PretrainStage: ("actor", "driver"),
+    SftStage: ("actor", "driver"),
+    RewardStage: ("reward", "driver"),
+}
+"""What can be lost, of the stages that do not have everything."""
 
 
 def without_effect(stage: BaseModel) -> list[Finding]:
@@ -47,8 +62,18 @@ def _idle(section: BaseModel) -> Iterator[Finding]:
         case PipelineStage(repeat=[]):
             yield ("rounds",), "`repeat` names no stages"
     if isinstance(section, StageBase):
-        if section.checkpoint.every_steps is None:
-            yield ("checkpoint", "keep"), "without `checkpoint.every_steps` there is one checkpoint, the last"
+        saved = section.checkpoint
+        if saved.every_steps is None and saved.every_minutes is None:
+            for key in ("keep", "keep_best"):
+                reason = "without `every_steps` or `every_minutes` there is one checkpoint, the last"
+                yield ("checkpoint", key), reason
+        late = [fault.step for fault in section.faults.planned if fault.step > section.total_steps]
+        if late:
+            yield ("faults", "planned"), f"a fault is planned in step {late[0]} of {section.total_steps}"
+        hosted = next((roles for kind, roles in HOSTED.items() if isinstance(section, kind)), None)
+        absent = [fault.role for fault in section.faults.planned if hosted and fault.role not in hosted]
+        if absent:
+            yield ("faults", "planned"), f"a stage of this kind has no {absent[0]}"
         if not section.tracking.wandb:
             yield ("tracking", "project"), "`tracking.wandb` is off"
     if isinstance(section, TrainStage) and not section.data.heldout and not section.data.heldout_fraction:

@@ -100,11 +100,10 @@ def restore(folder: Path, groups: Mapping[str, ActorGroup]) -> RunState:
     state = RunState.read(folder / "state.json")
     ranks = json.loads((folder / MANIFEST).read_text())["ranks"]
     with tempfile.TemporaryDirectory(prefix=".universal-", dir=folder.parent) as scratch:
-        sources: dict[str, tuple[str, bool]] = {}
-        for role, group in groups.items():
-            same = ranks[role] == group.world
-            sources[role] = (str(folder / role), False) if same else (_universal(folder, role, Path(scratch)), True)
-        for pending in [group.load(*sources[role], state.step) for role, group in groups.items()]:
+        other = [role for role, group in groups.items() if ranks[role] != group.world]
+        converted = {role: _universal(folder, role, Path(scratch)) for role in other}
+        loading = [g.load(str(folder / role), state.step, converted.get(role)) for role, g in groups.items()]
+        for pending in loading:
             pending.result()
     return state
 

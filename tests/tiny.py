@@ -107,6 +107,19 @@ def stage(kind: str, folder: Path, model: Path, reward: Path | None = None) -> d
     }
 
 
+def chaos_ppo(folder: Path, model: Path, reward: Path, faults: dict[str, Any]) -> dict[str, Any]:
+    """PPO on two policy ranks and two rollout workers, twelve steps, a checkpoint every three, with faults."""
+    config = stage("ppo", folder, model, reward)
+    cluster = CLUSTER | {"actor": {"ranks": 2}, "rollout": CLUSTER["rollout"] | {"workers": 2}}
+    return config | {
+        "cluster": cluster | {"deadlines": CLUSTER["deadlines"] | {"heartbeat": 8}},
+        "total_steps": 12,
+        "checkpoint": {"every_steps": 3, "keep": 2},
+        "faults": faults,
+        "tracking": {"samples": 1000, "wandb": False},
+    }
+
+
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every exported weight file below a folder."""
     files = sorted(folder.rglob("*.safetensors"))

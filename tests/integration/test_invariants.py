@@ -48,7 +48,7 @@ def ppo(live: tuple[Ppo, Path]) -> Iterator[Ppo]:
     """The stage before its first step, all parts in order."""
     ppo, folder = live
     for role, group in ppo.trained_groups().items():
-        group.load(str(folder / role), False, 0).result()
+        group.load(str(folder / role), 0).result()
     ppo.state.step = 0
     ppo.settle()
     yield ppo

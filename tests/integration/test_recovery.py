@@ -1,64 +1,63 @@
-"""Processes are killed, stopped and made to fail while PPO runs: it ends with the bytes of a run that nothing befell."""
+"""Processes are killed, stopped and made to fail while stages run: they end with the bytes of a run nothing befell."""
 
+import os
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from tiny import digests, repeatable, stage
+import yaml
+from tiny import STEPS, chaos_ppo, digests, repeatable, stage
 
+from quadriga.data.errors import Fault, UserError
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config import build
+from quadriga.orchestrator import checkpoint
 from quadriga.orchestrator.faults import EVENT
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.tracking import read_metrics
 
 pytestmark = pytest.mark.integration
 
-PPO_STEPS = 12
-
-
-def chaos_ppo(folder: Path, model: Path, reward: Path, faults: dict[str, Any]) -> dict[str, Any]:
-    """PPO on two policy ranks and two rollout workers, twelve steps, a checkpoint every three."""
-    config = stage("ppo", folder, model, reward)
-    cluster = config["cluster"] | {"actor": {"ranks": 2}, "rollout": config["cluster"]["rollout"] | {"workers": 2}}
-    cluster["deadlines"] = cluster["deadlines"] | {"heartbeat": 10}
-    return config | {
-        "cluster": cluster,
-        "total_steps": PPO_STEPS,
-        "checkpoint": {"every_steps": 3, "keep": 2},
-        "faults": faults,
-        "tracking": {"samples": 1000, "wandb": False},
-    }
+HEARTBEAT = 8
+"""Seconds, as in chaos_ppo."""
 
 
 @pytest.fixture(scope="module")
 def chaos(
     ray_cluster: None, made_model: Path, made_reward: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., RunDir]:
-    """Runs the same PPO with these planned faults; without any, once."""
+    """Runs PPO on two policy ranks and two rollout workers with these planned faults; without any, once."""
+    quiet: list[RunDir] = []
 
     def run_with(*planned: dict[str, Any]) -> RunDir:
+        if not planned and quiet:
+            return quiet[0]
         folder = tmp_path_factory.mktemp("chaos")
         settings = build(chaos_ppo(folder, made_model, made_reward, {"planned": list(planned)}))
         assert run(settings) == 0
+        if not planned:
+            quiet.append(RunDir(settings.run_dir))
         return RunDir(settings.run_dir)
 
-    quiet = cache(lambda: run_with())
-    return lambda *planned: run_with(*planned) if planned else quiet()
+    return run_with
 
 
 def same_history(one: RunDir, other: RunDir) -> None:
     """Same weights to the byte, same numbers, and every sample once."""
     assert digests(one.export_dir) == digests(other.export_dir)
-    rows = read_metrics(one.metrics_path)
-    assert [row["global_step"] for row in rows] == list(range(1, PPO_STEPS + 1))
-    assert repeatable(rows) == repeatable(read_metrics(other.metrics_path))
+    assert set(digests(one.export_dir)) == {"policy/model.safetensors", "critic/model.safetensors"}
+    rows, others = read_metrics(one.metrics_path), read_metrics(other.metrics_path)
+    assert [row["global_step"] for row in rows] == list(range(1, len(others) + 1))
+    assert repeatable(rows) == repeatable(others)
     assert samples(one) == samples(other)
-    assert set(samples(one).values()) == {1} and len(samples(one)) == 16 * PPO_STEPS
+    assert set(samples(one).values()) == {1} and len(samples(one)) == 16 * len(rows)
 
 
 def samples(run_dir: RunDir) -> Counter[tuple[int, str, int]]:
@@ -67,28 +66,206 @@ def samples(run_dir: RunDir) -> Counter[tuple[int, str, int]]:
     return Counter(key for t in tables for key in zip(t["global_step"], t["prompt_id"], t["sample_index"], strict=True))
 
 
-def witnessed(run_dir: RunDir, action: str, role: str, lost: str) -> list[dict[str, Any]]:
-    """The events of a run in which this fault happened and this process was missed for it."""
-    events = run_dir.events()
-    assert [e for e in events if e["event"] == EVENT and (e["action"], e["role"]) == (action, role)], events
-    assert [e for e in events if e["event"] == "lost" and e["actor"] == lost], events
-    return events
+def injected(run_dir: RunDir) -> list[dict[str, Any]]:
+    """The faults that happened."""
+    return [event for event in run_dir.events() if event["event"] == EVENT]
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"action": "kill", "role": "rollout", "rank": 1, "step": 2, "phase": "generate", "after": 0.05},
-        {"action": "kill", "role": "actor", "rank": 1, "step": 5, "phase": "update", "after": 0.02},
-        {"action": "kill", "role": "critic", "rank": 0, "step": 8, "phase": "values"},
-        {"action": "kill", "role": "reference", "rank": 0, "step": 4, "phase": "generate"},
-        {"action": "kill", "role": "reward", "rank": 0, "step": 2, "phase": "score"},
-        {"action": "raise", "role": "actor", "rank": 0, "step": 5, "phase": "update"},
-        {"action": "kill", "role": "actor", "rank": 0, "step": 7, "phase": "sync", "after": 0.01},
-    ],
-    ids=lambda fault: f"{fault['action']}-{fault['role']}-{fault['rank']}-{fault.get('phase')}",
-)
-def test_a_lost_process_changes_nothing(chaos: Callable[..., RunDir], fault: dict[str, Any]) -> None:
-    run_dir = chaos(fault)
-    witnessed(run_dir, fault["action"], fault["role"], f"{fault['role']} {fault['rank']}")
+def missed(run_dir: RunDir) -> list[str]:
+    """Who was lost, in order."""
+    return [event["actor"] for event in run_dir.events() if event["event"] == "lost"]
+
+
+def seconds_between(first: str, second: str) -> float:
+    """Of two times as in run.json."""
+    return (datetime.fromisoformat(second) - datetime.fromisoformat(first)).total_seconds()
+
+
+def gone(pids: list[int]) -> None:
+    """Fails when one of these processes lives on."""
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+KILLED = [
+    {"action": "kill", "role": "rollout", "rank": 1, "step": 2, "phase": "generate", "after": 0.05},
+    {"action": "kill", "role": "reward", "step": 3, "phase": "score"},
+    {"action": "kill", "role": "rollout", "rank": 0, "step": 4, "phase": "sync"},
+    {"action": "kill", "role": "actor", "rank": 1, "step": 5, "phase": "update", "after": 0.02},
+    {"action": "kill", "role": "reference", "step": 5, "phase": "generate"},
+    {"action": "kill", "role": "critic", "step": 8, "phase": "values"},
+    {"action": "raise", "role": "actor", "rank": 0, "step": 11, "phase": "update"},
+]
+STOPPED = [
+    {"action": "stop", "role": "actor", "rank": 1, "step": 7, "phase": "update", "after": 0.02},
+    {"action": "stop", "role": "rollout", "rank": 0, "step": 10, "phase": "generate"},
+]
+
+
+@pytest.fixture(scope="module")
+def battered(chaos: Callable[..., RunDir]) -> RunDir:
+    """A run in which a process of every role was lost, in every way."""
+    return chaos(*KILLED, *STOPPED)
+
+
+def test_lost_processes_of_every_role_change_nothing(battered: RunDir, chaos: Callable[..., RunDir]) -> None:
+    assert {(e["action"], e["role"], e["rank"], e["step"]) for e in injected(battered)} == {
+        (fault["action"], fault["role"], fault.get("rank", 0), fault["step"]) for fault in KILLED + STOPPED
+    }
+    roles = ["actor 0", "actor 1", "critic 0", "reference 0", "reward 0", "rollout 0", "rollout 1"]
+    assert sorted(set(missed(battered))) == roles
+    gone([event["pid"] for event in injected(battered) if event["action"] != "raise"])
+    same_history(battered, chaos())
+
+
+def test_stopped_processes_are_named_and_replaced_in_time(battered: RunDir) -> None:
+    times = {row["global_step"]: row["time"] for row in read_metrics(battered.metrics_path)}
+    for role, name in (("actor", "actor 1"), ("rollout", "rollout 0")):
+        (happened,) = [e for e in injected(battered) if (e["action"], e["role"]) == ("stop", role)]
+        noticed = next(e for e in battered.events() if "no sign of life" in e.get("cause", "") and e["actor"] == name)
+        assert seconds_between(happened["time"], noticed["time"]) <= HEARTBEAT + 10
+        assert times[noticed["step"]] - datetime.fromisoformat(noticed["time"]).timestamp() <= 90
+
+
+def command(config: dict[str, Any], folder: Path, *words: str) -> tuple[int, str]:
+    """`quadriga run` of a config in a process of its own: exit code and what it said."""
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    done = subprocess.run(
+        [sys.executable, "-m", "quadriga.launch", "run", str(file), *words],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def killed_driver(folder: Path, model: Path, reward: Path, *planned: dict[str, Any]) -> RunDir:
+    """A run whose driver was killed at these moments, started again by its supervising parent."""
+    faults = {"planned": [{"action": "kill", "role": "driver"} | fault for fault in planned]}
+    config = chaos_ppo(folder, model, reward, faults)
+    code, said = command(config, folder, "--restart", str(len(planned)))
+    assert code == 0, said
+    run_dir, times = RunDir(config["run_dir"]), len(planned)
+    assert [a["status"] for a in run_dir.read_run()["attempts"]] == ["lost"] * times + ["finished"]
+    assert f"The run was killed by SIGKILL; starting it again ({times} of {times})." in " ".join(said.split())
+    assert len(injected(run_dir)) == times
+    gone([event["pid"] for event in injected(run_dir)])
+    return run_dir
+
+
+def test_a_driver_that_is_killed_while_it_writes_a_checkpoint_goes_on_by_itself(
+    chaos: Callable[..., RunDir], made_model: Path, made_reward: Path, tmp_path: Path
+) -> None:
+    run_dir = killed_driver(tmp_path, made_model, made_reward, {"step": 9, "phase": "checkpoint", "after": 0.03})
+    same_history(run_dir, chaos())
+
+
+@pytest.mark.chaos
+def test_a_driver_that_is_killed_in_a_step_goes_on_by_itself(
+    chaos: Callable[..., RunDir], made_model: Path, made_reward: Path, tmp_path: Path
+) -> None:
+    moments = [{"step": 2, "phase": "generate"}, {"step": 5, "phase": "update", "after": 0.05}]
+    same_history(killed_driver(tmp_path, made_model, made_reward, *moments), chaos())
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "sft", "reward"])
+def test_a_killed_rank_of_a_supervised_stage_changes_nothing(
+    straight: Callable[[str], RunDir], made_model: Path, tmp_path: Path, kind: str
+) -> None:
+    role = "reward" if kind == "reward" else "actor"
+    faults = {"planned": [{"action": "kill", "role": role, "step": 3, "phase": "update", "after": 0.005}]}
+    settings = build(stage(kind, tmp_path, made_model) | {"faults": faults, "checkpoint": {"every_steps": 2}})
+    assert run(settings) == 0
+    run_dir, whole = RunDir(settings.run_dir), straight(kind)
+    assert len(injected(run_dir)) == 1 and missed(run_dir) == [f"{role} 0"]
+    assert digests(run_dir.export_dir) == digests(whole.export_dir)
+    rows = read_metrics(run_dir.metrics_path)
+    assert [row["global_step"] for row in rows] == list(range(1, STEPS + 1))
+    assert repeatable(rows) == repeatable(read_metrics(whole.metrics_path))
+
+
+def test_changed_settings_are_refused_and_may_be_allowed(
+    straight: Callable[[str], RunDir], made_model: Path, tmp_path: Path
+) -> None:
+    config = stage("sft", tmp_path, made_model) | {"checkpoint": {"every_steps": 2}}
+    settings = build(config | {"total_steps": 2, "optimizer": {"lr": 1e-3, "schedule": "constant"}})
+    assert run(settings) == 0
+    longer = build(config | {"optimizer": {"lr": 2e-3, "schedule": "constant"}})
+    with pytest.raises(UserError, match=r"`optimizer.lr` was 0.001 and is 0.002; `total_steps` was 2 and is 4"):
+        run(longer)
+    with pytest.raises(UserError, match=r"--allow-changed optimizer\.lr"):
+        run(longer, allowed=["total_steps"])
+    assert run(longer, allowed=["total_steps", "optimizer"]) == 0
+    rows = read_metrics(RunDir(longer.run_dir).metrics_path)
+    assert [(row["global_step"], row["train/lr"]) for row in rows] == [(1, 1e-3), (2, 1e-3), (3, 2e-3), (4, 2e-3)]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A file system of 64 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "quadriga-test", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_run_with_a_sentence_and_a_whole_checkpoint(
+    ray_cluster: None, small_disk: Path, made_model: Path, tmp_path: Path
+) -> None:
+    config = stage("sft", tmp_path, made_model) | {"run_dir": str(small_disk / "run")}
+    config |= {"checkpoint": {"every_steps": 1, "keep": 3}, "tracking": {"wandb": False}}
+    settings = build(config | {"total_steps": 1, "optimizer": {"lr": 1e-3, "schedule": "constant"}})
+    assert run(settings) == 0
+    run_dir = RunDir(settings.run_dir)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"), filler.open("wb") as file:
+        while True:
+            file.write(bytes(1 << 16))
+    with filler.open("rb+") as file:  # room for numbers, not for weights
+        file.truncate(filler.stat().st_size - (300 << 10))
+    longer = build(config | {"total_steps": 3, "optimizer": {"lr": 1e-3, "schedule": "constant"}})
+    with pytest.raises(Fault, match=r"step-2 could not be written: .*newest whole one is step-1"):
+        run(longer, allowed=["total_steps"])
+    assert run_dir.read_run()["status"] == "failed"
+    assert checkpoint.newest_whole(run_dir) == run_dir.checkpoint_dir(1)
+    filler.unlink()
+    assert run(longer, allowed=["total_steps"]) == 0
+    assert run_dir.checkpoint_steps() == [1, 2, 3]
+
+
+def test_a_run_directory_that_cannot_be_written_is_bad_input(
+    small_disk: Path, made_model: Path, tmp_path: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    settings = build(stage("sft", tmp_path, made_model) | {"run_dir": str(small_disk / "run")})
+    with pytest.raises(UserError, match="cannot be written: Read-only file system"):
+        run(settings)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(20))
+def test_random_faults_change_nothing(
+    chaos: Callable[..., RunDir], made_model: Path, made_reward: Path, tmp_path: Path, seed: int
+) -> None:
+    """Any process, the driver too, at any moment of any step."""
+    roles = ["actor", "critic", "reference", "reward", "rollout", "driver"]
+    config = chaos_ppo(tmp_path, made_model, made_reward, {"random": {"seed": seed, "rate": 0.3, "roles": roles}})
+    code, said = command(config, tmp_path, "--restart", "12")
+    assert code == 0, said
+    run_dir = RunDir(config["run_dir"])
+    faults = injected(run_dir)
+    assert faults, "this seed has no fault: give it another"
+    print(f"seed {seed}:", ", ".join(f"{e['role']} {e['rank']} in step {e['step']}" for e in faults))
+    gone([event["pid"] for event in faults])
+    killed = sum(event["role"] == "driver" for event in faults)
+    assert sum(attempt["status"] == "lost" for attempt in run_dir.read_run()["attempts"]) == killed
     same_history(run_dir, chaos())

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import yaml
@@ -148,3 +149,41 @@ def test_a_kill_at_any_call_leaves_the_old_folder_or_the_new(tmp_path, calls):
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
     assert done.returncode == (-9 if calls < 6 else 0)  # 3 fsyncs, 2 renames, 1 fsync
     assert (tmp_path / "policy/sub/data").read_text() == ("old" if calls < 5 else "new")
+
+
+def test_an_attempt_without_an_end_was_lost(tmp_path):
+    run = RunDir.create(tmp_path / "run")
+    run.start_attempt({"torch": "2"})
+    run.start_attempt({"torch": "2"})
+    run.end_attempt("finished")
+    attempts = run.read_run()["attempts"]
+    assert [attempt["status"] for attempt in attempts] == ["lost", "finished"]
+    assert "killed" in attempts[0]["error"]
+    (event,) = run.events()
+    assert (event["event"], event["attempt"]) == ("driver_lost", 1) and event["time"]
+
+
+def test_events_of_several_threads_are_all_kept(tmp_path):
+    run = RunDir.create(tmp_path / "run")
+    threads = [threading.Thread(target=run.note, args=(f"e{number}",)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(event["event"] for event in run.events()) == sorted(f"e{number}" for number in range(20))
+
+
+def test_one_process_at_a_time_has_the_directory(tmp_path):
+    run = RunDir.create(tmp_path / "run")
+    program = (
+        "import sys, time; from quadriga.data.rundir import RunDir\n"
+        "with RunDir(sys.argv[1]).locked(): print('mine', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", program, str(run.path)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout and other.stdout.readline() == "mine\n"
+    with pytest.raises(UserError, match=f"in use by process {other.pid} on "), run.locked():
+        pass
+    other.kill()
+    other.wait()
+    with run.locked():  # the lock goes with its process
+        pass

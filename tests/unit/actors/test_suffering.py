@@ -1,0 +1,96 @@
+"""Rehearsed faults are the real thing: what the operating system says of a process that has them."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys, threading, time
+from quadriga.actors.suffering import Injected, suffer
+print("ready", flush=True)
+try:
+    timer = threading.Timer(0.1, suffer, (sys.argv[1], 1.0, threading.get_ident()))
+    timer.start()
+    for _ in range(40):
+        time.sleep(0.05)
+    print("lived", flush=True)
+except Injected:
+    print("raised", flush=True)
+"""
+
+
+def start(action: str) -> "subprocess.Popen[str]":
+    """A process that suffers this a moment after it says that it is ready."""
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, action], stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    return process
+
+
+def state(pid: int) -> str:
+    """R, S, T, Z as in /proc."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def wait_for(condition: "object", seconds: float = 10) -> None:
+    """Fails when a condition does not come true."""
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_kill() -> None:
+    assert start("kill").wait(10) == -signal.SIGKILL
+
+
+def test_stop() -> None:
+    process = start("stop")
+    wait_for(lambda: state(process.pid) == "T")
+    time.sleep(0.3)
+    assert state(process.pid) == "T"
+    process.kill()
+    process.wait()
+
+
+def test_slow_is_stopped_for_a_while() -> None:
+    process = start("slow")
+    wait_for(lambda: state(process.pid) == "T")
+    stopped = time.monotonic()
+    wait_for(lambda: state(process.pid) != "T")
+    assert 0.5 < time.monotonic() - stopped < 3
+    assert process.communicate(timeout=10)[0] == "lived\n"
+
+
+def test_raise_reaches_the_thread_that_works() -> None:
+    assert start("raise").communicate(timeout=10)[0] == "raised\n"
+
+
+def test_disconnect_ends_tcp_connections_and_no_other() -> None:
+    program = """
+import socket, sys
+from quadriga.actors.suffering import suffer
+tcp, pair = socket.create_connection(("127.0.0.1", int(sys.argv[1]))), socket.socketpair()
+suffer("disconnect", 0.0, None)
+pair[0].sendall(b"x")
+print(repr(tcp.recv(1)), pair[1].recv(1))
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        done = subprocess.run([sys.executable, "-c", program, port], capture_output=True, text=True, timeout=30)
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(1) == b""
+    assert done.stdout == "b'' b'x'\n", done.stderr
+
+
+@pytest.mark.parametrize("action", ["raise"])
+def test_nothing_is_raised_in_a_process_that_does_not_work_yet(action: str) -> None:
+    from quadriga.actors.suffering import suffer
+
+    with pytest.raises(AssertionError, match="has not started to work"):
+        suffer(action, 0.0, None)
