@@ -188,6 +188,46 @@ def test_a_killed_rank_of_a_supervised_stage_changes_nothing(
     assert repeatable(rows) == repeatable(read_metrics(whole.metrics_path))
 
 
+@pytest.mark.chaos
+def test_a_pipeline_goes_on_in_the_stage_and_round_that_was_killed(
+    ray_cluster: None, made_model: Path, tmp_path: Path
+) -> None:
+    """Two rounds of PPO after fine-tuning; the driver is killed in the second step of each."""
+
+    def pipeline(name: str, faults: dict[str, Any]) -> dict[str, Any]:
+        folder = tmp_path / name
+        sft = stage("sft", folder / "sft", made_model) | {"total_steps": 2}
+        ppo = stage("ppo", folder / "ppo", made_model, made_model) | {"total_steps": 3, "faults": faults}
+        ppo |= {"reward": {"function": {"function": "tiny_judges:vowels"}}, "critic": {"path": str(made_model)}}
+        for config in (sft, ppo):
+            config |= {"tracking": {"wandb": False, "samples": 1000}, "checkpoint": {"every_steps": 1}}
+            del config["run_dir"]
+        policy = {"policy.path": ["ppo.policy", "sft.policy"]}
+        return {
+            "stage": "pipeline",
+            "name": name,
+            "run_dir": str(folder / "run"),
+            "stages": [{"name": "sft", "config": sft}],
+            "repeat": [{"name": "ppo", "config": ppo, "inputs": policy}],
+            "rounds": 2,
+        }
+
+    killed = pipeline("killed", {"planned": [{"action": "kill", "role": "driver", "step": 2, "phase": "update"}]})
+    whole = pipeline("whole", {})
+    for config, restarts in ((killed, 2), (whole, 0)):
+        folder = Path(config["run_dir"]).parent
+        code, said = command(config, folder, *(["--restart", str(restarts)] if restarts else []))
+        assert code == 0, said
+    one, other = Path(killed["run_dir"]), Path(whole["run_dir"])
+    for number in (1, 2):
+        run_dir = RunDir(one / f"round-{number}/ppo")
+        assert [attempt["status"] for attempt in run_dir.read_run()["attempts"]] == ["lost", "finished"]
+        rows = read_metrics(other / f"round-{number}/ppo/metrics.jsonl")
+        assert repeatable(read_metrics(run_dir.metrics_path)) == repeatable(rows)
+    assert len(RunDir(one / "round-0/sft").read_run()["attempts"]) == 1
+    assert digests(one / "export") == digests(other / "export")
+
+
 def test_changed_settings_are_refused_and_may_be_allowed(
     straight: Callable[[str], RunDir], made_model: Path, tmp_path: Path
 ) -> None:
