@@ -5,9 +5,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from quadriga.actors.suffering import suffer
 
 PROGRAM = """
 import sys, threading, time
@@ -36,10 +39,10 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def wait_for(condition: "object", seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
     """Fails when a condition does not come true."""
     end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
 
@@ -88,9 +91,6 @@ print(repr(tcp.recv(1)), pair[1].recv(1))
     assert done.stdout == "b'' b'x'\n", done.stderr
 
 
-@pytest.mark.parametrize("action", ["raise"])
-def test_nothing_is_raised_in_a_process_that_does_not_work_yet(action: str) -> None:
-    from quadriga.actors.suffering import suffer
-
+def test_nothing_is_raised_in_a_process_that_does_not_work_yet() -> None:
     with pytest.raises(AssertionError, match="has not started to work"):
-        suffer(action, 0.0, None)
+        suffer("raise", 0.0, None)

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -45,13 +46,11 @@ def test_it_gives_up_on_a_main_thread_that_takes_no_signal() -> None:
     assert said == [dog.message]
 
 
-def test_stacks_name_where_every_thread_is(tmp_path: "object") -> None:
-    from pathlib import Path
-
+def test_stacks_name_where_every_thread_is(tmp_path: Path) -> None:
     def waiting_for_a_friend() -> None:
         over.wait()
 
-    over, file = threading.Event(), Path(str(tmp_path)) / "stacks.txt"
+    over, file = threading.Event(), tmp_path / "stacks.txt"
     thread = threading.Thread(target=waiting_for_a_friend)
     thread.start()
     dump_stacks(file, [])
