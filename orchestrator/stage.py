@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from quadriga.actors.group import ActorGroup
 from quadriga.actors.models import ModelSpec, read_config
-from quadriga.actors.settings import ModelSettings
+from quadriga.actors.settings import ModelSettings, Role
 from quadriga.data.errors import Lost, UserError
 from quadriga.data.readers import BadRow
 from quadriga.data.rundir import RunDir
@@ -208,14 +208,19 @@ class TrainingStage(ABC):
         checkpoint, and all other trained ones with it, or to the start where there is none.
         Raises Fault when more was lost than `cluster.recovery` allows.
         """
-        began = time.monotonic()
+        began, roles = (
+            time.monotonic(),
+            set[Role](),
+        )
         while True:
             self.recovery.note(lost)
             self.progress.note(f"  {lost}: starting it again")
             try:
                 self.state = before
                 self.abandon()
-                roles = self.running.dead_roles() | ({self.running.role_of(lost.actor)} if self.hosts(lost) else set())
+                roles |= self.running.dead_roles()
+                if self.hosts(lost):
+                    roles.add(self.running.role_of(lost.actor))
                 trained = {self.group(role).specs[0].role for role in self.trained_groups()}
                 back = bool(roles & trained)
                 found = checkpoint.newest_whole(self.run, self._note_damage) if back else None
