@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
@@ -36,9 +36,10 @@ MESSAGE_LENGTH = 500
 
 @dataclass(frozen=True)
 class JudgeError:
-    """Why a row has no result."""
+    """Why a row has no result. again: whether it may have one when it is judged again."""
 
     message: str
+    again: bool = field(default=True, compare=False)
 
 
 Result = float | dict[str, float] | JudgeError
@@ -61,6 +62,7 @@ class Judge:
 
     def __init__(self, settings: "AnswerFunction", log_path: Path | None = None):
         self.settings = settings
+        self._allowed, self._failed = 0.0, 0  # of the rows being judged
         self._log: BinaryIO | None = log_path.open("ab") if log_path else None
         self._workers = [_Worker(settings.function, self._log) for _ in range(settings.processes)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -80,18 +82,20 @@ class Judge:
     def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Result]:
         """One result a row, in order; a row that failed has a `JudgeError`, never a number.
 
-        A call that raises or kills its process is repeated row by row, within `settings.timeout` seconds for all of
-        its rows, so that one bad row does not spoil its neighbours. A call that takes longer than `settings.timeout` is
-        not repeated: its process is killed and replaced.
+        A call that raises, kills its process or takes longer than `settings.timeout` (its process is killed then) is
+        repeated row by row, so that one bad row does not spoil its neighbours; what fails then is repeated again, up to
+        `settings.retries` rounds in all, each within `settings.timeout` seconds for all of its rows. Once more rows
+        failed for good than `settings.max_error_rate` allows, the rest is not judged: the run will stop anyway.
         """
+        self._allowed, self._failed = self.settings.max_error_rate * len(rows), 0
         chunks = [list(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
         with ThreadPoolExecutor(max_workers=len(self._workers)) as threads:
             return [result for results in threads.map(self._judge_chunk, chunks) for result in results]
 
     def check_rate(self, results: Sequence[Result], phase: str) -> None:
-        """Raise Fault when more than `settings.max_error_rate` of the results are errors."""
+        """Raise Fault when more than `settings.max_error_rate` of the results are errors, or all of them."""
         errors = [result for result in results if isinstance(result, JudgeError)]
-        if len(errors) > self.settings.max_error_rate * len(results):
+        if errors and (len(errors) > self.settings.max_error_rate * len(results) or len(errors) == len(results)):
             raise Fault(
                 f"{self.settings.function} failed on {len(errors)} of {len(results)} answers, more than "
                 f"max_error_rate = {self.settings.max_error_rate:g} allows. The first error: {errors[0].message}",
@@ -120,32 +124,39 @@ class Judge:
     def _judge_chunk(self, rows: list[Mapping[str, Any]]) -> list[Result]:
         worker = self._idle.get()
         try:
-            results, repeat = self._call(worker, rows, self.settings.timeout)
-            if not repeat or len(rows) == 1:
-                return results
-            end = worker.busy + self.settings.timeout  # the time of the calls; restarts do not count
-            for index, row in enumerate(rows):
-                if worker.busy >= end:
-                    break  # the rest keep the error of the whole call
-                results[index] = self._call(worker, [row], end - worker.busy)[0][0]
+            if self._failed > self._allowed:
+                return [JudgeError("not judged: too many others failed")] * len(rows)
+            results = self._call(worker, rows, self.settings.timeout)
+            for _ in range(self.settings.retries):
+                self._repeat(worker, rows, results)
+            self._failed += sum(isinstance(result, JudgeError) for result in results)  # seen late at worst
             return results
         finally:
             self._idle.put(worker)
 
-    def _call(self, worker: "_Worker", rows: list[Mapping[str, Any]], timeout: float) -> tuple[list[Result], bool]:
-        """Results of one call, and whether smaller calls may do better."""
+    def _repeat(self, worker: "_Worker", rows: list[Mapping[str, Any]], results: list[Result]) -> None:
+        """Judge the rows that failed once more, one by one. A row may take its share of the time that is left."""
+        failed = [index for index, result in enumerate(results) if isinstance(result, JudgeError) and result.again]
+        end = worker.busy + self.settings.timeout  # the time of the calls; restarts do not count
+        for number, index in enumerate(failed):
+            share = (end - worker.busy) / (len(failed) - number)
+            results[index] = self._call(worker, [rows[index]], share)[0]
+
+    def _call(self, worker: "_Worker", rows: list[Mapping[str, Any]], timeout: float) -> list[Result]:
         try:
             worker.wait_ready()
             reply = worker.ask(rows, timeout)
         except TimeoutError:
             worker.restart()
-            return [JudgeError(f"timed out after {timeout:.3g} s")] * len(rows), False
+            return [JudgeError(f"timed out after {timeout:.3g} s")] * len(rows)
         except (EOFError, _StartError) as error:
             worker.restart()
-            return [JudgeError(str(error))] * len(rows), True
+            return [JudgeError(str(error))] * len(rows)
         if "error" in reply:
-            return [JudgeError(reply["error"])] * len(rows), True
-        return [JudgeError(item["error"]) if "error" in item else item["ok"] for item in reply["results"]], False
+            return [JudgeError(reply["error"])] * len(rows)
+        return [
+            JudgeError(item["error"], again=False) if "error" in item else item["ok"] for item in reply["results"]
+        ]
 
 
 class _StartError(Exception):

@@ -57,8 +57,12 @@ class AnswerFunction(Settings):
     timeout: float = Field(10.0, gt=0)
     """Seconds for one call (a chunk of answers)."""
     processes: int = Field(1, ge=1)
+    retries: int = Field(1, ge=0)
+    """How often a failed answer is judged again, by itself, after an exception, a death or a time-out."""
+    drop: Literal["answer", "group"] = "answer"
+    """What goes when an answer fails for good (it is never scored 0): itself, or all answers to its prompt."""
     max_error_rate: float = Field(0.1, ge=0, le=1)
-    """More failed answers than this share of a batch stop the run. A failed answer is dropped, never scored 0."""
+    """More failed answers than this share of a batch stop the run; 0: the first one does."""
 
 
 class HostSettings(Settings):

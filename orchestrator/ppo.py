@@ -243,6 +243,7 @@ class Ppo(TrainingStage):
         metrics |= {
             "reward/total": stats["reward"],
             "reward/errors": float(scores.errors),
+            "reward/dropped": float(sum(value is None for value in scores.values)),
             "actor/kl": stats["kl"],
             "actor/kl_per_sample": stats["kl_per_sample"],
             "actor/kl_coefficient": self.kl.coefficient,

@@ -82,10 +82,14 @@ def judged(judge: Judge, samples: list[Sample], phase: str) -> Scores:
     results = judge.judge(rows)
     judge.check_rate(results, phase)
     good = [None if isinstance(result, JudgeError) else result for result in results]
+    errors = sum(result is None for result in good)
+    if judge.settings.drop == "group":
+        spoilt = {sample.prompt.id for sample, result in zip(samples, good, strict=True) if result is None}
+        good = [None if sample.prompt.id in spoilt else result for sample, result in zip(samples, good, strict=True)]
     return Scores(
         [None if result is None else score_of(result) for result in good],
         [result if isinstance(result, dict) else {} for result in good],
-        sum(result is None for result in good),
+        errors,
     )
 
 

@@ -9,33 +9,17 @@ from typing import Any
 from quadriga.actors.rollout import Finished, Request
 from quadriga.actors.settings import SamplingSettings
 from quadriga.actors.waiting import gather, poll
-from quadriga.data.errors import Fault, Lost
+from quadriga.data.errors import Lost
 from quadriga.data.records import Prompt, Sample
 from quadriga.orchestrator.fleet import Fleet, Worker
 from quadriga.orchestrator.health import State
+from quadriga.orchestrator.ledger import Ledger
 
 
 def sampling_seed(run_seed: int, step: int, prompt_id: str, index: int) -> int:
     """Seed of one answer: hash of (run seed, step, prompt id) plus the sample index; a repeated request repeats."""
     digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt_id}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big") + index
-
-
-@dataclass
-class Counts:
-    """What became of the requests of one call: `asked` = done + failed + dropped + aborted."""
-
-    asked: int = 0
-    done: int = 0
-    failed: int = 0
-    dropped: int = 0
-    aborted: int = 0
-
-    def check(self) -> None:
-        """Raises Fault unless every request ended in exactly one way."""
-        ended = self.done + self.failed + self.dropped + self.aborted
-        if ended != self.asked:
-            raise Fault(f"generate: {self.asked} requests were made but {ended} ended: {self}", "generate")
 
 
 Send = Callable[[dict[str, Any]], dict[str, Lost]]
@@ -51,13 +35,10 @@ class RolloutPool:
     decode: Callable[[list[int]], str]
     version: int = 0
     seconds: float = 0.0
-    counts: Counts = field(default_factory=Counts)
+    ledger: Ledger = field(default_factory=lambda: Ledger([]))
+    """The requests of the newest batch."""
     _send: Send = field(default=lambda workers: {})
     """Until the first sync: workers come with the weights that they are to have."""
-    _waiting: list[Request] = field(default_factory=list)
-    """Requests that no worker has."""
-    _open: dict[str, dict[str, Request]] = field(default_factory=dict)
-    """Worker -> the requests it has, by id."""
     _asked: dict[str, Any] = field(default_factory=dict)
     """Worker -> reference of the call that collects from it."""
 
@@ -97,40 +78,36 @@ class RolloutPool:
                 requests.append(
                     Request(id_, prompt.token_ids, sampling_seed(seed, step, prompt.id, index), sampling, self.stop_ids)
                 )
-        self.counts = Counts(asked=len(requests))
-        answers = self._answers(requests, progress)
-        self.counts.check()
+        self.ledger, self._asked = Ledger(requests), {}
+        self._await_answers(progress)
+        self.ledger.check()
+        answers = self.ledger.answers
         self.seconds = time.monotonic() - began
         return [self._sample(owners[request.id], answers[request.id]) for request in requests]
 
     def abandon(self) -> None:
         """Drop whatever workers still compute for a batch that was given up."""
+        self.ledger.abort()
         refs = {w.name: w.handle.clear.remote() for w in self._up()}
         _, lost = gather(refs, "generate", self.fleet.deadlines.heartbeat)
         self._lose(lost)
 
-    def _answers(self, requests: list[Request], progress: Callable[[int, int], None] | None) -> dict[str, Finished]:
-        limit = self.fleet.deadlines.generate
-        self._waiting, self._open, self._asked = list(requests), {}, {}
-        answers: dict[str, Finished] = {}
+    def _await_answers(self, progress: Callable[[int, int], None] | None) -> None:
+        limit, ledger = self.fleet.deadlines.generate, self.ledger
         last = time.monotonic()
-        while len(answers) < len(requests):
+        while ledger.due:
             self._freshen()
             self._assign()
             finished = self._collect()
-            for name, answer in finished:
-                if answer.id in answers or self._open[name].pop(answer.id, None) is None:
-                    raise Fault(f"generate: request {answer.id} was answered twice", "generate", name)
-                answers[answer.id] = answer
-                self.counts.done += 1
-            if finished:
+            for name, answers in finished.items():
+                ledger.answer(name, answers)
+            if any(finished.values()):
                 last = time.monotonic()
                 if progress is not None:
-                    progress(len(answers), len(requests))
+                    progress(len(ledger.answers), len(ledger.requests))
             elif time.monotonic() - last > limit:
-                due = f"{len(requests) - len(answers)} of {len(requests)} are still due"
+                due = f"{ledger.due} of {len(ledger.requests)} are still due"
                 raise Lost(f"generate: no answer finished for {limit:.0f} s; {due}", "generate", "rollout")
-        return answers
 
     def _freshen(self) -> None:
         """The current weights for every worker that is up without them."""
@@ -144,27 +121,21 @@ class RolloutPool:
 
     def _assign(self) -> None:
         """Share out what waits among the workers that serve."""
-        serving = [worker for worker in self._up() if worker.health.serves(self.version)]
-        if not self._waiting or not serving:
-            return
-        shares = {worker.name: self._waiting[number :: len(serving)] for number, worker in enumerate(serving)}
-        self._waiting = []
-        for name, share in shares.items():
-            self._open.setdefault(name, {}).update({request.id: request for request in share})
-        refs = {w.name: w.handle.submit.remote(shares[w.name], self.version) for w in serving}
-        handles = {w.name: w.handle for w in serving}
+        serving = {w.name: w.handle for w in self._up() if w.health.serves(self.version)}
+        shares = self.ledger.share_out(list(serving))
+        refs = {name: serving[name].submit.remote(share, self.version) for name, share in shares.items()}
         deadlines = self.fleet.deadlines
-        self._lose(gather(refs, "generate", deadlines.call, handles, deadlines.heartbeat)[1])
+        self._lose(gather(refs, "generate", deadlines.call, serving, deadlines.heartbeat)[1])
 
-    def _collect(self) -> list[tuple[str, Finished]]:
-        """(worker, answer) of what has finished; waits a moment for the first."""
+    def _collect(self) -> dict[str, list[Finished]]:
+        """Worker -> answers, of what has finished; waits a moment for the first."""
         for worker in self._up():
-            if self._open.get(worker.name) and worker.name not in self._asked:
+            if self.ledger.owes(worker.name) and worker.name not in self._asked:
                 self._asked[worker.name] = worker.handle.collect.remote(0.5)
                 worker.health.asked()
         if not self._asked:
             time.sleep(0.2)  # all are being replaced
-            return []
+            return {}
         done, lost = poll(self._asked, "generate", 1.0)
         for worker in self._up():
             if worker.name in done:
@@ -174,7 +145,7 @@ class RolloutPool:
                 silence = f"generate: {worker.name} shows no sign of life for {self.fleet.deadlines.heartbeat:.0f} s"
                 lost.setdefault(worker.name, Lost(f"{silence} (stopped, or cut off)", "generate", worker.name))
         self._lose(lost)
-        return [(name, answer) for name, batch in done.items() for answer in batch]
+        return done
 
     def _up(self) -> list[Worker]:
         return self.fleet.having(State.HEALTHY, State.SUSPECT)
@@ -184,7 +155,7 @@ class RolloutPool:
         for worker in self.fleet.workers:
             if worker.name in lost:
                 self._asked.pop(worker.name, None)
-                self._waiting += self._open.pop(worker.name, {}).values()
+                self.ledger.lose(worker.name)
                 self.fleet.lose(worker, lost[worker.name])
 
     def _sample(self, owner: tuple[Prompt, int], answer: Finished) -> Sample:

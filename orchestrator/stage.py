@@ -208,10 +208,8 @@ class TrainingStage(ABC):
         checkpoint, and all other trained ones with it, or to the start where there is none.
         Raises Fault when more was lost than `cluster.recovery` allows.
         """
-        began, roles = (
-            time.monotonic(),
-            set[Role](),
-        )
+        began = time.monotonic()
+        roles = set[Role]()  # kept over losses on the way: what was rebuilt then has not been restored yet
         while True:
             self.recovery.note(lost)
             self.progress.note(f"  {lost}: starting it again")

@@ -14,6 +14,8 @@ import pytest
 from quadriga.actors.judges import Judge, JudgeError, score_of
 from quadriga.actors.settings import AnswerFunction
 from quadriga.data.errors import Fault, UserError
+from quadriga.data.records import Prompt, Sample
+from quadriga.orchestrator.rewards import judged
 
 MODULE = """
 import ctypes, os, subprocess, sys, time
@@ -57,6 +59,15 @@ def leave(rows):
         if row["response"] == "crash":
             ctypes.string_at(0)
     return [4.0] * len(rows)
+
+def moody(rows):
+    for row in rows:
+        tries = os.path.join(row["meta"]["witness"], row["response"])
+        with open(tries, "a") as file:
+            file.write(".")
+        if os.path.getsize(tries) <= int(row["response"]):
+            os._exit(1)
+    return [8.0] * len(rows)
 
 def child_and_exit(rows):
     child = os.fork()
@@ -161,18 +172,40 @@ def test_a_wrong_number_of_results_is_an_error(name: str, count: str) -> None:
     assert results == [JudgeError(f"returned {count} for 1 answers")] * 2
 
 
-def test_a_call_over_its_time_is_killed_and_replaced(tmp_path: Path) -> None:
+def test_a_call_over_its_time_is_killed_and_repeated_row_by_row(tmp_path: Path) -> None:
     witness = tmp_path / "pid"
-    with judge("hang", timeout=0.5) as pool:
+    with judge("hang", timeout=0.5, max_error_rate=1) as pool:
         (before,) = pool.pids
         start = time.monotonic()
         results = pool.judge(rows("a", "hang", "b", witness=str(witness)) + rows(*["c"] * 8))
         assert time.monotonic() - start < 5
-        assert int(witness.read_text()) == before
-        assert is_gone(before)
-        assert results[:8] == [JudgeError("timed out after 0.5 s")] * 8 and results[8:] == [3.0] * 3
-        assert pool.pids != [before]
+        assert is_gone(before) and is_gone(int(witness.read_text())) and pool.pids != [before]
+        (bad,) = [result for result in results if isinstance(result, JudgeError)]
+        assert results[1] is bad and bad.message.startswith("timed out after 0.0")  # its share of the second 0.5 s
+        assert [result for result in results if result is not bad] == [3.0] * 10
         assert pool.judge(rows("a")) == [3.0]
+
+
+@pytest.mark.parametrize(("retries", "good"), [(0, 0), (2, 2)])
+def test_a_failed_row_is_judged_again_as_often_as_set(retries: int, good: int, tmp_path: Path) -> None:
+    """Of rows that succeed at their 2nd, 3rd and 4th attempt, those that need no more than are given."""
+    texts = [str(attempts) for attempts in (1, 2, 3)]
+    with judge("moody", retries=retries, max_error_rate=1) as pool:
+        results = [pool.judge(rows(text, witness=str(tmp_path))) for text in texts]
+    assert results.count([8.0]) == good
+
+
+def test_a_function_that_fails_on_everything_is_given_up_early(tmp_path: Path) -> None:
+    witness = tmp_path / "pid"
+    with judge("hang", timeout=0.2, retries=0) as pool:
+        start = time.monotonic()
+        results = pool.judge(rows(*["hang"] * 400, witness=str(witness)))  # 50 calls of 0.2 s and a restart each
+        assert time.monotonic() - start < 10
+        late = JudgeError("not judged: too many others failed")
+        assert results[0] == JudgeError("timed out after 0.2 s") and results[-1] == late
+        assert results.count(late) == 352  # 41 failed are too many: seen after six calls
+        with pytest.raises(Fault, match=r"400 of 400 .* The first error: timed out"):
+            pool.check_rate(results, "score")
 
 
 def test_a_process_that_exits_or_crashes_is_named_and_replaced() -> None:
@@ -258,3 +291,19 @@ def test_too_many_errors_stop_the_run() -> None:
         with pytest.raises(Fault, match=r"judging:length failed on 2 of 4 answers.*The first error: b$") as caught:
             pool.check_rate([1.0, JudgeError("b"), 3.0, JudgeError("c")], "score")
     assert (caught.value.phase, caught.value.actor) == ("score", "judging:length")
+    with judge("length", max_error_rate=1) as pool:
+        pool.check_rate([1.0, JudgeError("a")], "score")
+        with pytest.raises(Fault, match="2 of 2"):
+            pool.check_rate([JudgeError("a")] * 2, "score")
+
+
+@pytest.mark.parametrize(("drop", "values"), [("answer", [1.0, None, 1.0, 1.0]), ("group", [None, None, 1.0, 1.0])])
+def test_a_failed_answer_is_dropped_alone_or_with_its_prompts_others(drop: str, values: list[float | None]) -> None:
+    prompts = [Prompt(name, [{"role": "user", "content": name}], [1], {}) for name in ("p", "q")]
+    texts = [(prompts[0], "a"), (prompts[0], "bad"), (prompts[1], "c"), (prompts[1], "d")]
+    samples = [
+        Sample(prompt, index % 2, [2], [0.0], [1], [0], "stop", text) for index, (prompt, text) in enumerate(texts)
+    ]
+    with judge("picky", drop=drop, max_error_rate=0.5) as pool:
+        scores = judged(pool, samples, "score")
+    assert scores.values == values and scores.errors == 1
