@@ -154,9 +154,7 @@ class Judge:
             return [JudgeError(str(error))] * len(rows)
         if "error" in reply:
             return [JudgeError(reply["error"])] * len(rows)
-        return [
-            JudgeError(item["error"], again=False) if "error" in item else item["ok"] for item in reply["results"]
-        ]
+        return [JudgeError(item["error"], again=False) if "error" in item else item["ok"] for item in reply["results"]]
 
 
 class _StartError(Exception):
