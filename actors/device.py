@@ -26,6 +26,7 @@ def prepare_driver() -> None:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "RAY_worker_niceness": "0",  # Ray's 15 would let anything else on the machine starve the training
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing",  # we say who, and what follows
     }
     for name, value in ours.items():
         os.environ.setdefault(name, value)

@@ -159,4 +159,10 @@ def _listen(path: str) -> socket.socket:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
+    own = socket.socket(fileno=int(sys.argv[1]))
+    serve(own, sys.argv[2:])
+    folder = Path(own.getsockname()).parent  # a driver that was killed could not remove it
+    for left in folder.iterdir():
+        if left.is_socket():
+            left.unlink()
+    folder.rmdir()

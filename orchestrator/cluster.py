@@ -39,12 +39,12 @@ def connected(settings: ClusterSettings) -> Iterator[str | None]:
 
     Yields the dashboard's address, None where it has none. Nested use joins the outer one.
     """
+    prepare_driver()
     import ray
 
     if ray.is_initialized():
         yield None
         return
-    prepare_driver()
     arguments: dict[str, Any] = {"address": settings.address} if settings.address else {"num_cpus": cores()}
     arguments |= {"dashboard_host": "127.0.0.1", "include_dashboard": None if settings.address else True}
     ours = settings.address is None and without_gpu(settings.device)

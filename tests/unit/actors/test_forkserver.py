@@ -100,6 +100,24 @@ def test_a_server_forks_another_that_knows_more(server: tuple[str, "subprocess.P
         time.sleep(0.1)
 
 
+def test_a_driver_that_was_killed_leaves_no_server_and_no_socket(tmp_path: Path) -> None:
+    code = (
+        "import time; from quadriga.actors import forkserver; forkserver.HOST_MODULES = ('fractions',)\n"
+        "server = forkserver.ForkServer({}); print(server.process.pid, server._folder, flush=True); time.sleep(60)"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert driver.stdout
+    pid, folder = driver.stdout.readline().split()
+    assert Path(folder).parent == tmp_path and (Path(folder) / "host").is_socket()
+    driver.kill()
+    driver.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() or Path(folder).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def _parent(process: Path) -> int:
     try:
         return int((process / "stat").read_text().rpartition(")")[2].split()[1])
