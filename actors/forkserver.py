@@ -70,10 +70,10 @@ class ForkServer:
         self._folder = tempfile.mkdtemp(prefix="quadriga-fork-")
         self._sockets = {"host": f"{self._folder}/host"}
         listener = _listen(self._sockets["host"])
-        command = [sys.executable, "-P", "-m", "quadriga.actors.forkserver", str(listener.fileno()), *HOST_MODULES]
+        command = [sys.executable, "-P", "-m", "quadriga.actors.forkserver", str(os.getpid()), str(listener.fileno())]
         with open(log, "ab") as output, listener:
             self.process = subprocess.Popen(
-                command,
+                [*command, *HOST_MODULES],
                 env=os.environ | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -100,9 +100,8 @@ class ForkServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def serve(listener: socket.socket, modules: Iterable[str]) -> None:
-    """Import the modules, then fork a process for every order, until the process that started this one is gone."""
-    parent = os.getppid()
+def serve(parent: int, listener: socket.socket, modules: Iterable[str]) -> None:
+    """Import the modules, then fork a process for every order, until the parent, which started this one, is gone."""
     # Ray reads its environment, the job's id among it, when it is imported, so that is left to every process itself.
     # vLLM looks for Ray as one of its executors; without it that one is missing, and we use another.
     sys.modules["ray"] = None  # type: ignore[assignment]
@@ -114,6 +113,7 @@ def serve(listener: socket.socket, modules: Iterable[str]) -> None:
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
     listener.settimeout(1.0)
+    server = os.getpid()
     while os.getppid() == parent:
         try:
             connection, _ = listener.accept()
@@ -122,17 +122,17 @@ def serve(listener: socket.socket, modules: Iterable[str]) -> None:
         order, descriptors = fork_client.receive(connection)
         if os.fork() == 0:
             listener.close()
-            _become(order, descriptors)
+            _become(server, order, descriptors)
         for number in (*descriptors, connection.detach()):
             os.close(number)
 
 
-def _become(order: dict[str, Any], descriptors: list[int]) -> None:
-    """In the forked process: be a server with more modules, or the script that was ordered. Does not return."""
+def _become(server: int, order: dict[str, Any], descriptors: list[int]) -> None:
+    """In a process forked of the server: be a server with more modules, or the script that was ordered. Does not return."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()  # Ray kills the whole process group of a worker that died
     if "modules" in order:
-        serve(socket.socket(fileno=descriptors[0]), order["modules"])
+        serve(server, socket.socket(fileno=descriptors[0]), order["modules"])
         os._exit(0)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
@@ -159,8 +159,8 @@ def _listen(path: str) -> socket.socket:
 
 
 if __name__ == "__main__":
-    own = socket.socket(fileno=int(sys.argv[1]))
-    serve(own, sys.argv[2:])
+    own = socket.socket(fileno=int(sys.argv[2]))
+    serve(int(sys.argv[1]), own, sys.argv[3:])
     folder = Path(own.getsockname()).parent  # a driver that was killed could not remove it
     for left in folder.iterdir():
         if left.is_socket():

@@ -36,8 +36,8 @@ def server(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
         listener.bind(path)
         listener.listen()
         number = listener.fileno()
-        command = [sys.executable, "-P", "-m", "quadriga.actors.forkserver", str(number), "fractions"]
-        process = subprocess.Popen(command, pass_fds=[number])
+        command = [sys.executable, "-P", "-m", "quadriga.actors.forkserver", str(os.getpid()), str(number)]
+        process = subprocess.Popen([*command, "fractions"], pass_fds=[number])
     yield path, process
     process.kill()
     process.wait()
