@@ -128,7 +128,7 @@ def serve(parent: int, listener: socket.socket, modules: Iterable[str]) -> None:
 
 
 def _become(server: int, order: dict[str, Any], descriptors: list[int]) -> None:
-    """In a process forked of the server: be a server with more modules, or the script that was ordered. Does not return."""
+    """In a process forked of the server: be a server with more modules, or the script ordered. Does not return."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()  # Ray kills the whole process group of a worker that died
     if "modules" in order:
