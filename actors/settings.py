@@ -4,9 +4,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from quadriga.actors.launchers import SshSettings
 from quadriga.data.settings import Settings
 
 Role = Literal["actor", "critic", "reference", "reward"]
+Seated = Literal["actor", "critic", "reference", "reward", "rollout"]
 
 
 class ModelSettings(Settings):
@@ -70,6 +72,8 @@ class HostSettings(Settings):
 
     ranks: int = Field(1, ge=1)
     """ZeRO data-parallel processes of this model."""
+    nodes: int | None = Field(None, ge=1)
+    """Spread the ranks evenly over so many nodes; null: wherever there is room."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of a rank; null: cores divided by what runs at the same time."""
     gpus: float = Field(1.0, ge=0)
@@ -83,6 +87,8 @@ class RolloutSettings(Settings):
     """The vLLM workers."""
 
     workers: int = Field(1, ge=1)
+    nodes: int | None = Field(None, ge=1)
+    """Spread the workers evenly over so many nodes; null: wherever there is room."""
     threads: int = Field(1, ge=1)
     """CPU threads of a worker. 1 keeps answers bit-identical however requests are batched."""
     gpus: float = Field(1.0, ge=0)
@@ -125,11 +131,14 @@ class ClusterSettings(Settings):
 
     address: str | None = None
     """Ray cluster to join (`auto`, or `ray://`, `host:port`); null starts one on this machine."""
+    ssh: SshSettings | None = None
+    """Hosts on which `quadriga launch` brings up a cluster for the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation type of the models; master weights and optimizer states are always float32."""
-    placement: Literal["auto", "colocate", "separate"] = "auto"
-    """On GPUs: `separate` gives every rank its own, `colocate` lets rank i of every role share one."""
+    placement: Literal["auto", "colocate", "separate"] | list[list[Seated]] = "auto"
+    """On GPUs: `separate` gives every rank its own, `colocate` lets rank i of every role share one; a list of lists
+    ([[actor, critic, reference, reward], [rollout]]) lets those of a list share, on nodes where `nodes` are given."""
     actor: HostSettings = HostSettings()
     critic: HostSettings = HostSettings()
     reference: HostSettings = HostSettings()
@@ -147,6 +156,12 @@ class ClusterSettings(Settings):
     """Size of a weight-sync bucket."""
     deadlines: DeadlineSettings = DeadlineSettings()
     recovery: RecoverySettings = RecoverySettings()
+
+    @model_validator(mode="after")
+    def _one_way_up(self) -> "ClusterSettings":
+        if given := [name for name in ("address", "ssh") if getattr(self, name) is not None][1:]:
+            raise ValueError(f"give one of `address` and `{given[0]}`: either a cluster is up, or it is brought up")
+        return self
 
     def host(self, role: Role) -> HostSettings:
         """The ranks of one role."""

@@ -31,7 +31,7 @@ _URL_PASSWORD = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 class RunDir:
     """Where everything a run writes goes. Making the object touches nothing; `create` does.
 
-    Layout: config.yaml, run.json, metrics.jsonl, samples/, checkpoints/step-N/, export/<role>/, logs/.
+    Layout: config.yaml, run.json, metrics.jsonl, samples/, checkpoints/step-N/, export/<role>/, logs/, requests/.
     """
 
     def __init__(self, path: str | Path):
@@ -99,6 +99,7 @@ class RunDir:
 
         An attempt before it that did not say how it ended was killed; that is noted too.
         """
+        self.forget("stop")
         attempts = self.read_run().get("attempts", [])
         if attempts and attempts[-1]["status"] == "running":
             attempts[-1] |= {"status": "lost", "error": "the driver ended without a word: killed, or its machine lost"}
@@ -139,6 +140,29 @@ class RunDir:
             file.write(f"process {os.getpid()} on {os.uname().nodename}")
             file.flush()
             yield
+
+    def ask(self, what: str, value: Any = True) -> None:
+        """Ask the process that runs here for something; any process that sees the folder may. It looks every step.
+
+        what: `stop`, or `rollout` with the number of workers to have.
+        """
+        folder = self.path / "requests"
+        folder.mkdir(exist_ok=True)
+        write_json_atomic(folder / f"{what}.json", value)
+
+    def asked(self, what: str) -> Any:
+        """What was asked for here, or of the pipeline that this is a stage of; None when nothing was."""
+        of_pipeline = [self.path.parent.parent] if self.path.parent.name.startswith("round-") else []
+        for folder in (self.path, *of_pipeline):
+            try:
+                return json.loads((folder / "requests" / f"{what}.json").read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+        return None
+
+    def forget(self, what: str) -> None:
+        """A request of this folder is done with, or from before this attempt."""
+        (self.path / "requests" / f"{what}.json").unlink(missing_ok=True)
 
     def end_attempt(self, status: Status, error: str | None = None) -> None:
         """Note how the attempt ended; `error` is the root cause."""

@@ -48,7 +48,7 @@ class Rank:
             losses = Recovery(settings.cluster.recovery, self.run.note).note
             with (
                 connected(settings.cluster) as dashboard,
-                Stop().listening() as stop,
+                Stop(self.run).listening() as stop,
                 progress.waiting("starting processes"),
                 processes(
                     settings.cluster, [], RolloutPlan(path, longest, load=True), str(self.run.logs_dir), on_loss=losses

@@ -30,10 +30,18 @@ from quadriga.orchestrator.watchdog import Watchdog, dump_stacks
 
 
 class Stop:
-    """Ctrl-C and SIGTERM ask for a clean stop: the step under way is finished and saved. A second Ctrl-C won't wait."""
+    """Ctrl-C, SIGTERM and `quadriga stop` ask for a clean stop: the step under way is finished and saved.
 
-    def __init__(self) -> None:
-        self.asked = False
+    A second Ctrl-C won't wait.
+    """
+
+    def __init__(self, run: RunDir):
+        self._run, self._signalled = run, False
+
+    @property
+    def asked(self) -> bool:
+        """Whether to stop."""
+        return self._signalled or self._run.asked("stop") is not None
 
     @contextmanager
     def listening(self) -> Iterator["Stop"]:
@@ -46,9 +54,9 @@ class Stop:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+        if self._signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        self._signalled = True
 
 
 class TrainingStage(ABC):
@@ -116,7 +124,7 @@ class TrainingStage(ABC):
         self.recovery = Recovery(cluster.recovery, self.run.note)
         with (
             connected(cluster) as dashboard,
-            Stop().listening() as stop,  # after Ray, which takes SIGTERM for itself when it starts
+            Stop(self.run).listening() as stop,  # after Ray, which takes SIGTERM for itself when it starts
             progress.waiting("starting processes"),
             processes(
                 cluster, self.hostings(), self.rollout(), str(self.run.logs_dir), self.host_classes, self.recovery.note

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import yaml
@@ -187,3 +188,19 @@ def test_one_process_at_a_time_has_the_directory(tmp_path):
     other.wait()
     with run.locked():  # the lock goes with its process
         pass
+
+
+def test_a_request_reaches_the_run_and_the_stages_of_a_pipeline(tmp_path: Path) -> None:
+    pipeline, stage = RunDir.create(tmp_path / "p"), RunDir.create(tmp_path / "p" / "round-1" / "ppo")
+    alone = RunDir.create(tmp_path / "p" / "other" / "ppo")
+    pipeline.ask("stop")
+    assert pipeline.asked("stop") is True and stage.asked("stop") is True and alone.asked("stop") is None
+    stage.ask("rollout", 3)
+    assert stage.asked("rollout") == 3 and pipeline.asked("rollout") is None
+    stage.start_attempt({})
+    assert stage.asked("stop") is True  # the pipeline was asked, not this stage
+    pipeline.start_attempt({})
+    assert stage.asked("stop") is None and stage.asked("rollout") == 3
+    stage.forget("rollout")
+    stage.forget("rollout")
+    assert stage.asked("rollout") is None
