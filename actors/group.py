@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quadriga.actors.model_host import HostResult, HostSpec, ModelHost
-from quadriga.actors.placement import Placement, options
 from quadriga.actors.process import remote_process, runtime_env
 from quadriga.actors.waiting import wait_all
 from quadriga.data.errors import Fault
@@ -68,13 +67,12 @@ class ActorGroup:
         self,
         specs: list[HostSpec],
         logs: str,
-        placement: Placement,
-        placement_group: Any = None,
+        seats: Sequence[dict[str, Any]],
         host_class: type[ModelHost] = ModelHost,
     ):
         """Create the processes; `start_groups` makes them load.
 
-        logs: folder for `<role>-<rank>.log`. host_class: what runs in them.
+        logs: folder for `<role>-<rank>.log`. seats: Ray actor options of each rank. host_class: what runs in them.
         """
         self.specs, self.role = specs, specs[0].role
         self.world = len(specs)
@@ -83,11 +81,11 @@ class ActorGroup:
         self.description: dict[str, Any] = {}
         self.logs = [f"{logs}/{self.role}-{spec.rank}.log" for spec in specs]
         self.ranks = []
-        for spec, log in zip(specs, self.logs, strict=True):
+        for spec, log, seat in zip(specs, self.logs, seats, strict=True):
             name = f"{self.role}-{spec.rank}"
             actor = remote_process(host_class, log, name).options(
                 runtime_env=runtime_env("host", spec.device, spec.threads),
-                **options(placement, placement_group, self.role, spec.rank),
+                **seat,
             )
             self.ranks.append(actor.remote(spec))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from quadriga.actors.device import cores
 from quadriga.actors.judges import Judge
-from quadriga.actors.placement import place
+from quadriga.actors.placement import Machine, place
 from quadriga.actors.settings import AnswerFunction, ModelSettings, Role
 from quadriga.data.errors import UserError
 from quadriga.launch import model_checks
@@ -14,6 +14,7 @@ from quadriga.launch.effects import idle_on_this_machine
 from quadriga.launch.explain import nearest, summary
 from quadriga.launch.findings import Finding, Inspection, gpu_count
 from quadriga.orchestrator.advantages import ESTIMATORS
+from quadriga.orchestrator.cluster import wishes_of
 from quadriga.orchestrator.settings import (
     PipelineStage,
     PpoStage,
@@ -160,12 +161,8 @@ def _placeable(stage: Any) -> None:
     device = ("cuda" if gpu_count() else "cpu") if cluster.device == "auto" else cluster.device
     if device == "cuda" and not gpu_count():
         raise UserError("`cluster.device` is cuda, but torch finds no GPU here. Set it to cpu, or join a cluster.")
-    hosts = {role: cluster.host(role) for role in _roles(stage)}
-    wanted: dict[str, tuple[int, float]] = {role: (host.ranks, host.gpus) for role, host in hosts.items()}
-    if isinstance(stage, PpoStage | RankStage):
-        rollout = cluster.rollout
-        wanted["rollout"] = (rollout.workers, rollout.gpus * rollout.tensor_parallel)
-    place(wanted, device, cluster.placement, cores(), gpu_count())
+    wishes = wishes_of(cluster, _roles(stage), isinstance(stage, PpoStage | RankStage))
+    place(wishes, device, cluster.placement, [Machine("this machine", cores(), gpu_count())])
 
 
 def _roles(stage: Any) -> list[Role]:

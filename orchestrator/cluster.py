@@ -1,21 +1,22 @@
 """One run's processes: joins or starts Ray, seats the roles, starts hosts and rollout workers, ends them again."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from quadriga.actors.berths import Berths, machines
 from quadriga.actors.device import cores, prepare_driver, process_environment, resolve_device, without_gpu
 from quadriga.actors.forkserver import forking
 from quadriga.actors.group import ActorGroup, start_groups
 from quadriga.actors.model_host import HostSpec, ModelHost
 from quadriga.actors.models import ModelSpec
-from quadriga.actors.placement import Placement, options, place, threads
+from quadriga.actors.placement import Wish, crowd, place, threads
 from quadriga.actors.process import remote_process, runtime_env
 from quadriga.actors.rollout import RolloutWorker
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
-from quadriga.actors.waiting import Died, gather, pulse, wait_all
+from quadriga.actors.waiting import Died, gather, pulse
 from quadriga.data.errors import Fault, Lost, UserError
 from quadriga.orchestrator.fleet import Fleet
 
@@ -86,7 +87,7 @@ class RolloutPlan:
 class Processes:
     """What a stage runs on the cluster: a group of hosts a role, a fleet of rollout workers, and how to make them anew.
 
-    host_classes: role -> another class to run in its processes.
+    host_classes: role -> another class to run in its processes. note: gets events (`RunDir.note`).
     Raises UserError when the cluster cannot hold them.
     """
 
@@ -97,22 +98,18 @@ class Processes:
         rollout: RolloutPlan | None,
         logs: str,
         host_classes: dict[str, type[ModelHost]] | None = None,
+        note: Callable[..., None] = lambda event, **fields: None,
     ):
-        import ray
-
         self.settings, self.device, self._logs = settings, resolve_device(settings.device), logs
         self._hostings = {hosting.role: hosting for hosting in hostings}
         self._host_classes, self._rollout = host_classes or {}, rollout
-        wanted: dict[str, tuple[int, float]] = {
-            role: (settings.host(role).ranks, settings.host(role).gpus) for role in self._hostings
-        }
-        if rollout is not None:
-            engine_gpus = settings.rollout.gpus * settings.rollout.tensor_parallel
-            wanted["rollout"] = (settings.rollout.workers, engine_gpus)
-        resources = ray.cluster_resources()
-        self._cpus = cores() if settings.address is None else int(resources.get("CPU", cores()))
-        self._placement = place(wanted, self.device, settings.placement, self._cpus, resources.get("GPU", 0))
-        self._reserved: Any = None
+        nodes = machines()
+        wishes = wishes_of(settings, list(self._hostings), rollout is not None)
+        placement = place(wishes, self.device, settings.placement, nodes)
+        self._berths = Berths(placement, settings.deadlines.start, note)
+        # Actor and critic train at the same time, and so do forward passes of the others: their ranks share the cores.
+        self._cpus = int(min(node.cpus for node in nodes))
+        self._at_once = min(self._cpus, crowd(placement, list(self._hostings)))
         self._known: dict[str, tuple[str, int]] = {}
         self.groups: dict[str, ActorGroup] = {}
         self.fleet = Fleet(self._launch, settings.rollout.workers if rollout else 0, settings.deadlines)
@@ -125,7 +122,7 @@ class Processes:
 
     def start(self) -> None:
         """Start every model host and rollout worker at the same time."""
-        self._reserved = _reserve(self._placement, self.settings.deadlines.start)
+        self._berths.reserve()
         self.fleet.start()
         self.rebuild(list(self._hostings))
         self.fleet.await_start()
@@ -136,6 +133,7 @@ class Processes:
         for role in roles:
             if role in self.groups:
                 self.groups[role].close()
+                self._berths.renew(role, wait=True)
             self.groups[role] = self._group(self._hostings[role])
         start_groups([self.groups[role] for role in roles])
 
@@ -171,15 +169,10 @@ class Processes:
         for group in self.groups.values():
             group.close()
         self.fleet.close()
-        if self._reserved is not None:
-            import ray
-
-            ray.util.remove_placement_group(self._reserved)
+        self._berths.close()
 
     def _group(self, hosting: Hosting) -> ActorGroup:
         host = self.settings.host(hosting.role)
-        # Actor and critic train at the same time, and so do forward passes of the others: their ranks share the cores.
-        at_once = min(self._cpus, sum(self.settings.host(role).ranks for role in self._hostings))
         specs = [
             HostSpec(
                 role=hosting.role,
@@ -188,22 +181,24 @@ class Processes:
                 model=hosting.model,
                 cluster=self.settings,
                 device=self.device,
-                threads=threads(host.threads, self._cpus, at_once),
+                threads=threads(host.threads, self._cpus, self._at_once),
                 optimizer=hosting.optimizer,
             )
             for rank in range(host.ranks)
         ]
         host_class = self._host_classes.get(hosting.role, ModelHost)
-        return ActorGroup(specs, self._logs, self._placement, self._reserved, host_class)
+        seats = [self._berths.options(hosting.role, rank) for rank in range(host.ranks)]
+        return ActorGroup(specs, self._logs, seats, host_class)
 
     def _launch(self, index: int) -> tuple[Any, Any]:
         """One rollout worker: its handle and the reference of its start."""
         assert self._rollout is not None
         plan, settings = self._rollout, self.settings.rollout
+        self._berths.renew("rollout", wait=False)
         actor = remote_process(RolloutWorker, f"{self._logs}/rollout-{index}.log", f"rollout-{index}").options(
             max_concurrency=4,
             runtime_env=runtime_env("rollout", self.device, settings.threads),
-            **options(self._placement, self._reserved, "rollout", index),
+            **self._berths.options("rollout", index),
         )
         handle = actor.remote(settings, self.device)
         return handle, handle.start.remote(plan.model, self.settings.dtype, plan.max_tokens, plan.load)
@@ -217,9 +212,10 @@ def processes(
     logs: str,
     host_classes: dict[str, type[ModelHost]] | None = None,
     on_loss: Callable[[Lost], None] | None = None,
+    note: Callable[..., None] = lambda event, **fields: None,
 ) -> Iterator[Processes]:
     """`Processes`, started, and ended with the block. on_loss: as in `Fleet`."""
-    running = Processes(settings, hostings, rollout, logs, host_classes)
+    running = Processes(settings, hostings, rollout, logs, host_classes, note)
     if on_loss is not None:
         running.fleet.on_loss = on_loss
     try:
@@ -229,11 +225,11 @@ def processes(
         running.close()
 
 
-def _reserve(placement: Placement, limit: float) -> Any:
-    if not placement.bundles:
-        return None
-    import ray
-
-    group = ray.util.placement_group(placement.bundles, strategy="PACK")
-    wait_all({"placement group": group.ready()}, "start", limit)
-    return group
+def wishes_of(settings: ClusterSettings, roles: Sequence[Role], generates: bool) -> dict[str, Wish]:
+    """What a stage with these models wants of the cluster, in the roles' order."""
+    hosts = {role: settings.host(role) for role in roles}
+    wishes: dict[str, Wish] = {role: Wish(host.ranks, host.gpus, host.nodes) for role, host in hosts.items()}
+    if generates:
+        rollout = settings.rollout
+        wishes["rollout"] = Wish(rollout.workers, rollout.gpus * rollout.tensor_parallel, rollout.nodes)
+    return wishes

@@ -127,7 +127,13 @@ class TrainingStage(ABC):
             Stop(self.run).listening() as stop,  # after Ray, which takes SIGTERM for itself when it starts
             progress.waiting("starting processes"),
             processes(
-                cluster, self.hostings(), self.rollout(), str(self.run.logs_dir), self.host_classes, self.recovery.note
+                cluster,
+                self.hostings(),
+                self.rollout(),
+                str(self.run.logs_dir),
+                self.host_classes,
+                self.recovery.note,
+                self.run.note,
             ) as running,
             Watchdog(cluster.deadlines.progress, self._dump_stacks, self._give_up).watching() as self.watchdog,
         ):

@@ -11,7 +11,6 @@ from tiny import CLUSTER
 from quadriga.actors.group import ActorGroup, Element, start_groups
 from quadriga.actors.model_host import HostSpec
 from quadriga.actors.models import ModelSpec
-from quadriga.actors.placement import Placement, Seat
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings
 from quadriga.data.rundir import RunDir
 from quadriga.kernels.losses import PolicyClip
@@ -28,7 +27,7 @@ def group(ranks: int, model: Path, logs: Path) -> ActorGroup:
     cluster, optimizer = ClusterSettings.model_validate(CLUSTER), OptimizerSettings(lr=LR, weight_decay=0.1)
     spec = ModelSpec(str(model), "logprobs")
     specs = [HostSpec("actor", rank, ranks, spec, cluster, "cpu", 1, optimizer) for rank in range(ranks)]
-    made = ActorGroup(specs, str(logs), Placement([], {"actor": [Seat(None, 0.0)] * ranks}))
+    made = ActorGroup(specs, str(logs), [{"num_cpus": 0}] * ranks)
     start_groups([made])
     return made
 

@@ -6,52 +6,124 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadriga.actors.placement import Placement, place, threads
+from quadriga.actors.placement import Machine, Placement, Wish, crowd, place, threads
 from quadriga.data.errors import UserError
 
+ROLES = ["actor", "critic", "reference", "reward", "rollout"]
 wishes = st.dictionaries(
-    st.sampled_from(["actor", "critic", "reference", "reward", "rollout"]),
-    st.tuples(st.integers(1, 8), st.sampled_from([0.5, 1.0, 2.0])),
+    st.sampled_from(ROLES),
+    st.builds(Wish, st.integers(1, 8), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([None, None, 1, 2, 3])),
     min_size=1,
+)
+modes = st.sampled_from(["auto", "separate", "colocate"]) | st.permutations(ROLES).flatmap(
+    lambda roles: st.integers(0, 5).map(lambda cut: [roles[:cut], roles[cut:]])
+)
+clusters = st.lists(st.tuples(st.integers(1, 16), st.integers(0, 16)), min_size=1, max_size=6).map(
+    lambda sizes: [Machine(f"10.0.0.{number}", cpus, gpus) for number, (cpus, gpus) in enumerate(sizes)]
 )
 
 
-def used(plan: Placement) -> dict[int, float]:
+def used(plan: Placement) -> dict[tuple[int, int], float]:
     """GPUs taken of every bundle."""
-    taken: dict[int, float] = defaultdict(float)
+    taken: dict[tuple[int, int], float] = defaultdict(float)
     for seats in plan.seats.values():
         for seat in seats:
-            assert seat.bundle is not None
-            taken[seat.bundle] += seat.gpus
+            assert seat.berth is not None
+            taken[seat.berth, seat.bundle] += seat.gpus
     return taken
 
 
-@given(wishes, st.sampled_from(["auto", "separate", "colocate"]), st.integers(0, 40))
-def test_no_seat_is_beyond_its_bundle_and_none_beyond_the_cluster(
-    wanted: dict[str, tuple[int, float]], mode: str, gpus: int
+@given(wishes, modes, clusters)
+def test_no_seat_is_beyond_its_bundle_and_no_berth_beyond_its_machine(
+    wanted: dict[str, Wish], mode: str, cluster: list[Machine]
 ) -> None:
     try:
-        plan = place(wanted, "cuda", mode, 64, gpus)
-    except UserError as error:
-        total, widest = sum(n * share for n, share in wanted.values()), max(n for n, _ in wanted.values())
-        assert (total if mode == "separate" else widest) > gpus and "GPUs" in str(error)
+        plan = place(wanted, "cuda", mode, cluster)
+    except UserError:
         return
-    assert {role: len(seats) for role, seats in plan.seats.items()} == {role: n for role, (n, _) in wanted.items()}
-    assert sum(bundle["GPU"] for bundle in plan.bundles) <= gpus
-    for bundle, taken in used(plan).items():
-        assert taken <= plan.bundles[bundle]["GPU"] + 1e-9
+    assert {role: len(seats) for role, seats in plan.seats.items()} == {role: w.count for role, w in wanted.items()}
+    for (berth, bundle), taken in used(plan).items():
+        assert taken <= plan.berths[berth].bundles[bundle]["GPU"] + 1e-9
+    tied = [berth for berth in plan.berths if berth.machine]
+    assert len({berth.machine for berth in tied}) == len(tied)  # a machine is in one berth
+    total = 0.0
+    for berth in plan.berths:
+        gpus = sum(bundle["GPU"] for bundle in berth.bundles)
+        total += gpus
+        if berth.machine:
+            assert gpus <= next(machine.gpus for machine in cluster if machine.address == berth.machine)
+    assert total <= sum(machine.gpus for machine in cluster)
+    for role, wish in wanted.items():
+        if wish.nodes:  # as many machines as were asked for, the same number of neighbours on each
+            machines = [plan.berths[seat.berth].machine for seat in plan.seats[role] if seat.berth is not None]
+            assert len(set(machines)) == wish.nodes
+            assert machines == sorted(machines, key=machines.index)
+            assert {machines.count(machine) for machine in machines} == {wish.count // wish.nodes}
 
 
-@given(wishes, st.integers(1, 16))
+@given(st.dictionaries(st.sampled_from(ROLES), st.integers(1, 8), min_size=1), st.integers(0, 40))
+def test_without_nodes_only_the_number_of_gpus_counts(counts: dict[str, int], gpus: int) -> None:
+    wanted, cluster = {role: Wish(count, 1.0) for role, count in counts.items()}, [Machine("a", 64, gpus)]
+    for mode, need in (("separate", sum(counts.values())), ("colocate", max(counts.values()))):
+        if need <= gpus:
+            (berth,) = place(wanted, "cuda", mode, cluster).berths
+            assert sum(bundle["GPU"] for bundle in berth.bundles) == need and berth.machine is None
+        else:
+            with pytest.raises(UserError, match="GPUs"):
+                place(wanted, "cuda", mode, cluster)
+
+
+@given(st.dictionaries(st.sampled_from(ROLES), st.integers(1, 8), min_size=1), st.integers(1, 16))
 def test_on_cpu_nothing_is_reserved_and_no_role_has_more_processes_than_cores(
-    wanted: dict[str, tuple[int, float]], cores: int
+    counts: dict[str, int], cores: int
 ) -> None:
-    if max(count for count, _ in wanted.values()) > cores:
+    wanted, cluster = {role: Wish(count, 1.0) for role, count in counts.items()}, [Machine("a", cores, 0)]
+    if max(counts.values()) > cores:
         with pytest.raises(UserError, match=f"there are {cores} CPU cores"):
-            place(wanted, "cpu", "auto", cores, 0)
+            place(wanted, "cpu", "auto", cluster)
     else:
-        plan = place(wanted, "cpu", "auto", cores, 0)
-        assert plan.bundles == [] and all(seat.bundle is None for seats in plan.seats.values() for seat in seats)
+        plan = place(wanted, "cpu", "auto", cluster)
+        assert plan.berths == [] and all(seat.berth is None for seats in plan.seats.values() for seat in seats)
+        assert crowd(plan, list(counts)) == sum(counts.values())
+
+
+THREE = [Machine("10.77.0.1", 2, 0), Machine("10.77.0.2", 2, 0), Machine("10.77.0.3", 2, 0)]
+SPREAD = {"actor": Wish(2, 1.0, 2), "critic": Wish(1, 1.0), "reward": Wish(1, 1.0), "rollout": Wish(2, 1.0, 1)}
+LISTS = [["actor", "critic", "reference", "reward"], ["rollout"]]
+
+
+def test_roles_sit_on_the_machines_that_their_list_has() -> None:
+    plan = place(SPREAD, "cpu", LISTS, THREE)
+    where = {
+        role: [plan.berths[seat.berth].machine for seat in seats if seat.berth is not None]
+        for role, seats in plan.seats.items()
+    }
+    assert where == {
+        "actor": ["10.77.0.1", "10.77.0.2"],
+        "critic": ["10.77.0.1"],
+        "reward": ["10.77.0.1"],
+        "rollout": ["10.77.0.3", "10.77.0.3"],
+    }
+    assert crowd(plan, ["actor", "critic", "reward"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mode", "device", "machines", "sentence"),
+    [
+        (SPREAD, LISTS, "cpu", THREE[:2], r"rollout: 1 machine of its own with 2 CPU cores each"),
+        (SPREAD | {"actor": Wish(3, 1.0, 2)}, LISTS, "cpu", THREE, "3 processes, which cannot be spread evenly over 2"),
+        (SPREAD | {"critic": Wish(1, 1.0, 1)}, LISTS, "cpu", THREE, "actor.nodes is 2 and cluster.critic.nodes is 1"),
+        (SPREAD | {"rollout": Wish(3, 1.0, 1)}, LISTS, "cpu", THREE, "with 3 CPU cores each, and 10.77.0.3 .* left"),
+        (SPREAD, LISTS, "cuda", THREE, "with 1 GPU each"),
+        (SPREAD, [["actor"], ["actor"]], "cpu", THREE, "names actor twice"),
+        ({"actor": Wish(1, 1.0), "rollout": Wish(1, 2.0)}, "colocate", "cuda", THREE, "rollout takes 2 GPUs"),
+    ],
+)
+def test_what_cannot_be_seated_is_refused(
+    wanted: dict[str, Wish], mode: str, device: str, machines: list[Machine], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        place(wanted, device, mode, machines)
 
 
 def test_threads_share_the_cores_unless_they_are_set() -> None:
