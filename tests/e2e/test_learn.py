@@ -44,7 +44,8 @@ def learned(request: pytest.FixtureRequest) -> dict[str, Any]:
     run = RUNS / str(seed)
     quadriga(
         "configs/assistant/pipeline.yaml", f"run_dir={run}", f"seed={seed}", f"name=learn-{seed}", "rounds=2",
-        "stages.sft.config.total_steps=450", "stages.sft.config.data.train.0.rows=12000", "tracking.wandb=false", "evaluation=null",
+        "stages.sft.config.total_steps=450", "stages.sft.config.data.train.0.rows=12000", "tracking.wandb=false",
+        "evaluation=null",
     )  # fmt: skip
     sft, reward = run / "round-0/sft/export/policy", run / "round-1/reward/export/reward"
     quadriga(
