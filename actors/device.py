@@ -19,16 +19,20 @@ ENVIRONMENT = {
 }
 
 
-def prepare_driver() -> None:
-    """Environment of the driver, before it imports torch or Ray; what the user has set stays."""
-    ours = ENVIRONMENT | {
+def driver_environment() -> dict[str, str]:
+    """Environment of the driver, and of Ray where we start it."""
+    return ENVIRONMENT | {
         "DS_ACCELERATOR": "cpu",  # the driver computes nothing; without this DeepSpeed looks for devices and warns
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "RAY_worker_niceness": "0",  # Ray's 15 would let anything else on the machine starve the training
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing",  # we say who, and what follows
     }
-    for name, value in ours.items():
+
+
+def prepare_driver() -> None:
+    """Set the driver's environment, before it imports torch or Ray; what the user has set stays."""
+    for name, value in driver_environment().items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)

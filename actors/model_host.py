@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from quadriga.actors.device import memory_bytes, start_torch
 from quadriga.actors.models import ModelSpec
+from quadriga.actors.network import use_interface_of
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
 from quadriga.data.errors import Fault
 from quadriga.data.packing import PackedBatch
@@ -78,6 +79,10 @@ class ModelHost:
             MASTER_ADDR=master[0],
             MASTER_PORT=str(master[1]),
         )
+        if spec.world > 1:
+            import ray
+
+            use_interface_of(ray.util.get_node_ip_address())
         self.device = start_torch(spec.device, spec.threads)
         import torch
 
@@ -98,7 +103,6 @@ class ModelHost:
             "tensors": tensors,
             "partitioned_tensors": partitioned,
             "pid": os.getpid(),
-            "node": os.uname().nodename,
         }
         return self._result(description, began)
 

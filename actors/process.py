@@ -47,8 +47,8 @@ def remote_process(cls: type, log: str, name: str) -> Any:
             super().__init__(*arguments)
 
         def pulse(self) -> tuple[str, int]:
-            """A sign of life: node and process id."""
-            return os.uname().nodename, os.getpid()
+            """A sign of life: Ray's id of the node, and process id."""
+            return ray.get_runtime_context().get_node_id(), os.getpid()
 
         def suffer(self, action: str, seconds: float) -> None:
             """Have a fault, as a rehearsal."""

@@ -1,11 +1,11 @@
 """What can be known to be wrong with a config before anything starts: placement, functions, models, data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from quadriga.actors.device import cores
 from quadriga.actors.judges import Judge
-from quadriga.actors.placement import Machine, place
+from quadriga.actors.placement import Machine, Placement, place
 from quadriga.actors.settings import AnswerFunction, ModelSettings, Role
 from quadriga.data.errors import UserError
 from quadriga.launch import model_checks
@@ -49,7 +49,7 @@ def require_sound(stage: Any) -> list[str]:
 
 def _inspect_pipeline(pipeline: PipelineStage, inspection: Inspection) -> None:
     entries = [*pipeline.stages, *pipeline.repeat]
-    stages = [build(entry.config, placeholders(entry)) for entry in entries]
+    stages = single_stages(pipeline)
     made = {entry.name: stage.stage for entry, stage in zip(entries, stages, strict=True)}
     generates = any(isinstance(stage, PpoStage | RankStage) for stage in stages)
     for entry, stage in zip(entries, stages, strict=True):
@@ -156,13 +156,25 @@ def _possible(stage: Any) -> None:
 def _placeable(stage: Any) -> None:
     """The machine has the cores or GPUs for every process. A cluster to join is asked when the run has joined it."""
     cluster = stage.cluster
-    if cluster.address is not None:
+    if cluster.address is not None or cluster.ssh is not None:
         return
     device = ("cuda" if gpu_count() else "cpu") if cluster.device == "auto" else cluster.device
     if device == "cuda" and not gpu_count():
         raise UserError("`cluster.device` is cuda, but torch finds no GPU here. Set it to cpu, or join a cluster.")
-    wishes = wishes_of(cluster, _roles(stage), isinstance(stage, PpoStage | RankStage))
-    place(wishes, device, cluster.placement, [Machine("this machine", cores(), gpu_count())])
+    seat(stage, device, [Machine("this machine", cores(), gpu_count())])
+
+
+def seat(stage: Any, device: str, machines: Sequence[Machine]) -> Placement:
+    """Where every process of a stage would sit. Raises UserError when the machines cannot hold them."""
+    wishes = wishes_of(stage.cluster, _roles(stage), isinstance(stage, PpoStage | RankStage))
+    return place(wishes, device, stage.cluster.placement, machines)
+
+
+def single_stages(stage: Any) -> list[Any]:
+    """A stage, or those of a pipeline, their inputs standing in as placeholders."""
+    if not isinstance(stage, PipelineStage):
+        return [stage]
+    return [build(entry.config, placeholders(entry)) for entry in [*stage.stages, *stage.repeat]]
 
 
 def _roles(stage: Any) -> list[Role]:

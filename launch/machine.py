@@ -117,11 +117,14 @@ def tracking_key() -> Finding:
     return Finding("ok", "W&B", "no WANDB_API_KEY: runs are written offline, for `wandb sync` later")
 
 
+def pins() -> dict[str, str]:
+    """Package -> version that Quadriga is known to work with."""
+    return {name: wanted for name, wanted, _ in _pins()}
+
+
 def pinned_versions() -> Iterator[Finding]:
     """What is installed equals the pins of our own package."""
-    pins = [re.match(r"([\w-]+)(?:\[[^\]]*\])?==([\w.]+)(.*)", line) for line in requires("quadriga") or []]
-    for pin in [pin for pin in pins if pin]:
-        name, wanted, marker = pin.groups()
+    for name, wanted, marker in _pins():
         try:
             found = version(name)
         except PackageNotFoundError:
@@ -133,6 +136,12 @@ def pinned_versions() -> Iterator[Finding]:
             yield Finding("problem", name, text)
         else:
             yield Finding("ok", name, found)
+
+
+def _pins() -> list[tuple[str, str, str]]:
+    """(package, version, marker) of our own requirements."""
+    found = [re.match(r"([\w-]+)(?:\[[^\]]*\])?==([\w.]+)(.*)", line) for line in requires("quadriga") or []]
+    return [(pin[1], pin[2], pin[3]) for pin in found if pin]
 
 
 def trial_import(name: str) -> Finding:

@@ -18,6 +18,7 @@ from quadriga.actors.rollout import RolloutWorker
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
 from quadriga.actors.waiting import Died, gather, pulse
 from quadriga.data.errors import Fault, Lost, UserError
+from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.fleet import Fleet
 
 START_ATTEMPTS = 3
@@ -142,13 +143,21 @@ class Processes:
         return {role: group.world for role, group in self.groups.items()} | {"rollout": len(self.fleet.workers)}
 
     def whereabouts(self) -> dict[str, tuple[str, int]]:
-        """Name (`actor 0`) -> (node, process id), of a process that does not answer what it last said."""
+        """Name (`actor 0`) -> (Ray's node id, process id), of one that does not answer what it last said."""
         handles = {name: rank for group in self.groups.values() for name, rank in group.handles.items()}
         handles |= {worker.name: worker.handle for worker in self.fleet.workers}
         if handles:
             refs = {name: pulse(handle) for name, handle in handles.items()}
             self._known |= gather(refs, "whereabouts", PULSE_SECONDS)[0]
         return self._known
+
+    def note_whereabouts(self, run: RunDir) -> None:
+        """Write down which process runs where, and the nodes' addresses, in run.json."""
+        import ray
+
+        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        processes = self.whereabouts()
+        run.update_run(processes=processes, nodes={node: nodes.get(node) for node, _ in processes.values()})
 
     def dead_roles(self) -> set[Role]:
         """Roles of which a process is gone."""

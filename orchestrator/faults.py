@@ -67,7 +67,9 @@ class Injector:
 
     def _happen(self, key: str, fault: PlannedFault) -> None:
         if fault.role == "driver":
-            self._note(key, fault, os.uname().nodename, os.getpid())
+            import ray
+
+            self._note(key, fault, ray.get_runtime_context().get_node_id(), os.getpid())
             os.kill(os.getpid(), signal.SIGKILL)
         name = f"{fault.role} {fault.rank}"
         handle = self._running.handle(fault.role, fault.rank)

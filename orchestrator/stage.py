@@ -152,7 +152,8 @@ class TrainingStage(ABC):
                 replay="note" if replay == "exact" and running.device != "cpu" else replay,
             )
             self.state.tracker_id = tracker.run_id
-            self.run.update_run(tracker_id=tracker.run_id, processes=running.whereabouts())
+            self.run.update_run(tracker_id=tracker.run_id)
+            running.note_whereabouts(self.run)
             with tracker:
                 progress.started(self.state.step, settings.total_steps, dashboard, tracker.address, running.logs)
                 note_skipped(self.skipped, self.run, progress)
@@ -246,6 +247,7 @@ class TrainingStage(ABC):
             else:
                 break
         self._saved = min(self._saved, self.state.step)
+        self.running.note_whereabouts(self.run)
         seconds = round(time.monotonic() - began, 1)
         self.run.note("recovered", rebuilt=sorted(roles), step=self.state.step, seconds=seconds)
 

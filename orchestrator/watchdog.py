@@ -69,7 +69,7 @@ class Watchdog:
 def dump_stacks(path: Path, processes: Iterable[tuple[str, int]]) -> None:
     """The driver's stacks into `path`, and every other process's into its own log (see actors/process.py).
 
-    processes: (node, process id). One task a node sends the signal; a node that is gone is left out.
+    processes: (Ray's node id, process id). One task a node sends the signal; a node that is gone is left out.
     """
     with path.open("a") as file:
         file.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -79,14 +79,15 @@ def dump_stacks(path: Path, processes: Iterable[tuple[str, int]]) -> None:
     for node, pid in processes:
         pids.setdefault(node, []).append(pid)
     refs: list[Any] = []
+    import ray
+
+    own = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
     for node, members in pids.items():
-        if node == os.uname().nodename:
+        if node == own:
             _ask(members)
         else:
             refs.append(_remote_ask(node, members))
     if refs:
-        import ray
-
         ray.wait(refs, num_returns=len(refs), timeout=10.0)
 
 
@@ -102,6 +103,5 @@ def _remote_ask(node: str, processes: list[int]) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ids = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerHostname"] == node]
-    strategy = NodeAffinitySchedulingStrategy(ids[0], soft=True) if ids else "DEFAULT"
+    strategy = NodeAffinitySchedulingStrategy(node, soft=False)
     return ray.remote(_ask).options(num_cpus=0, scheduling_strategy=strategy).remote(processes)
