@@ -1,4 +1,4 @@
-"""Which network interface carries this node's address: gloo and NCCL would else guess, by host name, and guess wrong."""
+"""Which interface carries this node's address: gloo and NCCL would else guess by host name, and guess wrong."""
 
 import fcntl
 import os

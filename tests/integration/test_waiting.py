@@ -103,7 +103,7 @@ def test_stacks_go_to_the_log_of_a_process(start: Callable[[], Any], tmp_path: P
     node, pid = wait_all({"a": pulse(actor)}, "start", 60)["a"]
     ref = actor.nap.remote(3)
     time.sleep(0.5)
-    dump_stacks(tmp_path / "driver.txt", [(node, pid), (node, 2**22 - 1), ("f" * 56, 7)])
+    dump_stacks(tmp_path / "driver.txt", [(node, pid), (node, 2**22 - 1), ("ab" * 28, 7)])
     log = Path(os.readlink(f"/proc/{pid}/fd/2"))
     wait_all({"a": ref}, "nap", 60)
     assert "in nap" in log.read_text() and "test_stacks_go" in (tmp_path / "driver.txt").read_text()
