@@ -152,13 +152,27 @@ class RunDir:
 
     def asked(self, what: str) -> Any:
         """What was asked for here, or of the pipeline that this is a stage of; None when nothing was."""
-        of_pipeline = [self.path.parent.parent] if self.path.parent.name.startswith("round-") else []
-        for folder in (self.path, *of_pipeline):
+        for folder in self._with_pipeline():
             try:
                 return json.loads((folder / "requests" / f"{what}.json").read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
         return None
+
+    def in_use(self) -> bool:
+        """Whether a process holds the directory, or that of the pipeline that this is a stage of."""
+        for folder in self._with_pipeline():
+            try:
+                with (folder / ".lock").open() as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except FileNotFoundError:
+                continue
+            except BlockingIOError:
+                return True
+        return False
+
+    def _with_pipeline(self) -> list[Path]:
+        return [self.path, self.path.parent.parent] if self.path.parent.name.startswith("round-") else [self.path]
 
     def forget(self, what: str) -> None:
         """A request of this folder is done with, or from before this attempt."""
@@ -236,13 +250,13 @@ def recover(parent: str | Path) -> None:
 
 def without_secrets(value: Any) -> Any:
     """A copy without keys that name secrets, passwords in addresses, and values of secret environment variables."""
-    secrets = {v: k for k, v in os.environ.items() if _names_secret(k) and len(v) >= _SHORTEST_SECRET}
+    secrets = {v: k for k, v in os.environ.items() if names_secret(k) and len(v) >= _SHORTEST_SECRET}
     return _strip(value, secrets)
 
 
 def _strip(value: Any, secrets: dict[str, str]) -> Any:
     if isinstance(value, Mapping):
-        return {k: _strip(v, secrets) for k, v in value.items() if not (_names_secret(k) and isinstance(v, str))}
+        return {k: _strip(v, secrets) for k, v in value.items() if not (names_secret(k) and isinstance(v, str))}
     if isinstance(value, list | tuple):
         return [_strip(item, secrets) for item in value]
     if isinstance(value, str):
@@ -252,7 +266,8 @@ def _strip(value: Any, secrets: dict[str, str]) -> Any:
     return value
 
 
-def _names_secret(key: Any) -> bool:
+def names_secret(key: Any) -> bool:
+    """Whether a key or a variable is called as secrets are (`WANDB_API_KEY`)."""
     return isinstance(key, str) and bool(_SECRET_KEY.search(key)) and not _SPECIAL_TOKEN.search(key)
 
 

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from quadriga.actors.device import prepare_driver
 from quadriga.data.errors import Fault, UserError
+from quadriga.launch import cli_jobs
 
 Kind = Literal["policy", "reward"]
 
@@ -49,6 +50,14 @@ def run(
     restart: Annotated[
         int, typer.Option(min=0, metavar="N", help="Start it again up to N times if it fails or is killed.")
     ] = 0,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A variable that must be set. May be given again.", show_default=False),
+    ] = None,
+    secrets_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="NAME=value lines that only you may read, for --secret.", show_default=False),
+    ] = None,
 ) -> None:
     """Run a stage or a pipeline; run again, it goes on where it stopped.
 
@@ -66,6 +75,10 @@ def run(
 
       quadriga run my-ppo.yaml total_steps=200 --allow-changed total_steps --restart 3
     """
+    if secret:
+        from quadriga.launch.secrets import take_secrets
+
+        take_secrets(secret, secrets_file)
     if restart:
         from quadriga.launch.restart import supervise
 
@@ -222,6 +235,10 @@ def schema() -> None:
     from quadriga.launch.config import json_schema
 
     print(json.dumps(json_schema(), indent=2))
+
+
+for command in (cli_jobs.submit, cli_jobs.jobs, cli_jobs.logs, cli_jobs.stop):
+    app.command()(command)
 
 
 def main(arguments: list[str] | None = None) -> int:

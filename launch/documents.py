@@ -154,6 +154,18 @@ def read_yaml(path: Path) -> Document:
     return Document(tree, places)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read as text."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def write_yaml(path: Path, tree: dict[str, Any]) -> None:
+    """Write a file that `read_yaml` reads as the same tree."""
+    text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
 def read_value(text: str) -> Any:
     """A value as YAML reads it: `1e-5`, `[a, b]`, `true`, `null`, else text. Raises UserError."""
     try:
