@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ from rich.markup import escape
 
 from quadriga.actors.device import prepare_driver
 from quadriga.data.errors import Fault, UserError
-from quadriga.launch import cli_jobs
+from quadriga.launch import cli_hosts, cli_jobs
 
 Kind = Literal["policy", "reward"]
 
@@ -237,7 +238,16 @@ def schema() -> None:
     print(json.dumps(json_schema(), indent=2))
 
 
-for command in (cli_jobs.submit, cli_jobs.jobs, cli_jobs.logs, cli_jobs.stop):
+COMMANDS: tuple[Callable[..., None], ...] = (
+    cli_jobs.submit,
+    cli_jobs.jobs,
+    cli_jobs.logs,
+    cli_jobs.stop,
+    cli_hosts.launch,
+    cli_hosts.down,
+    cli_hosts.hosts,
+)
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -3,7 +3,9 @@
 import base64
 import json
 import os
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -142,37 +144,54 @@ def meeting(
 def tunnel(head: Host, port: int) -> Iterator[str]:
     """The head's `port` on this machine's loopback, as long as the block lasts: its address here.
 
-    Raises UserError when ssh does not make it.
+    A connection that breaks is made again. Raises UserError when there is none at first.
     """
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         local = probe.getsockname()[1]
-    forward = f"127.0.0.1:{local}:127.0.0.1:{port}"
-    process = subprocess.Popen(
-        head.ssh("-N", "-o", "ExitOnForwardFailure=yes", "-L", forward),
+    command = head.ssh("-N", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{local}:127.0.0.1:{port}")
+    over = threading.Event()
+    process = _forward(command)
+
+    def keep() -> None:
+        nonlocal process
+        while not over.wait(1.0):
+            if process.poll() is not None:
+                process = _forward(command)
+
+    try:
+        deadline = time.monotonic() + 2 * CONNECT_SECONDS
+        while not _listens(local):
+            if process.poll() is not None or time.monotonic() > deadline:
+                process.kill()
+                reason = head.obituary(process.wait(), process.communicate()[1])
+                raise UserError(f"{head.name}: port {port} cannot be reached through ssh: {reason}.")
+            time.sleep(0.1)
+        keeper = threading.Thread(target=keep, daemon=True)
+        keeper.start()
+        yield f"http://127.0.0.1:{local}"
+        over.set()
+        keeper.join()
+    finally:
+        over.set()
+        process.terminate()
+        process.communicate()
+
+
+def _forward(command: Sequence[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # Ctrl-C is for us: we still need it to end the run
     )
+
+
+def _listens(port: int) -> bool:
     try:
-        deadline = time.monotonic() + 2 * CONNECT_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", local), timeout=1).close()
-                break
-            except OSError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    process.kill()
-                    assert process.stderr
-                    reason = head.obituary(process.wait(), process.stderr.read())
-                    raise UserError(f"{head.name}: port {port} cannot be reached through ssh: {reason}.") from None
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{local}"
-    finally:
-        process.terminate()
-        process.wait()
-        if process.stderr:
-            process.stderr.close()
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True

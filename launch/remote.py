@@ -132,19 +132,16 @@ def clean(order: dict[str, Any]) -> None:
 
 
 def up(order: dict[str, Any]) -> str | None:
-    """Start Ray and wait until it runs: None, or why it does not.
+    """Start Ray and wait until it runs. Returns None, or why it does not.
 
     order: mark, state (a folder for our files), files (name -> text, readable by the owner only), temporary (Ray's own
-    folder), command, environment (`{state}` in it is the folder), seconds. A Ray of the same mark that runs already is
-    left as it is.
+    folder), command, environment (`{state}` in it is the folder), seconds.
     """
-    if running(order["mark"]):
-        return None
     state = os.path.expanduser(order["state"])
     os.makedirs(state, mode=0o700, exist_ok=True)
     for name, text in order["files"].items():
-        path = os.path.join(state, name)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        private = os.path.join(state, name)
+        with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(text)
     log = os.path.join(state, "ray.log")
     environment = {name: value.replace("{state}", state) for name, value in order["environment"].items()}
@@ -171,36 +168,79 @@ def up(order: dict[str, Any]) -> str | None:
 
 
 def down(order: dict[str, Any]) -> int:
-    """End every process of the mark, gently first, and remove our files. Returns how many there were."""
-    there = running(order["mark"])
+    """End the processes of an order, gently first, and remove our files. Returns how many there were."""
+    ended = set[int]()
     for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
-        for pid in running(order["mark"]):
+        ended |= set(running(order))
+        for pid in filter(alive, ended):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         deadline = time.monotonic() + seconds
-        while running(order["mark"]) and time.monotonic() < deadline:
+        while any(map(alive, ended)) and time.monotonic() < deadline:
             time.sleep(0.1)
     for folder in (order["state"], order["temporary"]):
         shutil.rmtree(os.path.expanduser(folder), ignore_errors=True)
-    return len(there)
+    return len(ended)
 
 
-def count(order: dict[str, Any]) -> int:
-    """How many processes of the mark run."""
-    return len(running(order["mark"]))
+def found(order: dict[str, Any]) -> dict[str, Any]:
+    """What is up already: how many processes of the mark, our folder, and the token they were started with."""
+    state = os.path.expanduser(order["state"])
+    token = None
+    with contextlib.suppress(OSError), open(os.path.join(state, "token")) as file:
+        token = file.read()
+    return {"processes": len(running(order)), "state": state, "token": token}
 
 
-def running(mark: str) -> list[int]:
-    """Processes whose environment bears the mark; not those that have ended and wait for their parent."""
-    wanted, found = f"{MARK}={mark}".encode(), list[int]()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
+def running(order: dict[str, Any]) -> list[int]:
+    """The processes that bear an order's mark, Ray's with a file of its folder open, and all that stem from these.
+
+    The mark alone does not do: Ray's workers change their title, which may overwrite their environment.
+    """
+    mark, folder = f"{MARK}={order['mark']}".encode(), order["temporary"] + "/"
+    parents: dict[int, int] = {}
+    ours = set[int]()
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
         try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                if wanted in file.read().split(b"\0") and int(pid) != os.getpid():
-                    found.append(int(pid))
-        except OSError:
+            parents[pid] = status(pid)[1]
+            if mark in content(pid, "environ").split(b"\0") or (
+                content(pid, "cmdline").startswith(b"ray::") and any(name.startswith(folder) for name in opened(pid))
+            ):
+                ours.add(pid)
+        except OSError:  # it has ended, or is another user's
             continue
-    return found
+    while stem := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= stem
+    return [pid for pid in sorted(ours) if alive(pid) and pid != os.getpid()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; not one that has ended and waits for its parent."""
+    try:
+        return status(pid)[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def status(pid: int) -> tuple[str, int]:
+    """State and parent of a process."""
+    state, parent = content(pid, "stat").rpartition(b")")[2].split()[:2]
+    return state.decode(), int(parent)
+
+
+def content(pid: int, name: str) -> bytes:
+    """A file of /proc/PID."""
+    with open(f"/proc/{pid}/{name}", "rb") as file:
+        return file.read()
+
+
+def opened(pid: int) -> list[str]:
+    """Names of the files that a process has open."""
+    names = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            names.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return names
 
 
 def answer(value: Any) -> None:
@@ -214,7 +254,7 @@ def main() -> None:
     if verb == "meet":
         meet(order)
     else:
-        verbs = {function.__name__: function for function in (look, share, seen, clean, up, down, count)}
+        verbs = {function.__name__: function for function in (look, share, seen, clean, up, down, found)}
         answer(verbs[verb](order))
 
 

@@ -3,18 +3,27 @@
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 
 from quadriga.actors.device import driver_environment
 from quadriga.actors.launchers import SshSettings
 from quadriga.data.errors import Fault, UserError
+from quadriga.launch.config import resolved
+from quadriga.launch.explain import summary
+from quadriga.launch.follow import follow
 from quadriga.launch.host_checks import Facts
 from quadriga.launch.hosts import Host, all_of, hosts_of, tunnel
-from quadriga.launch.survey import CLIENT, FIXED, Survey
+from quadriga.launch.jobs import ENDED, INTERRUPTED, attempts, connect
+from quadriga.launch.staging import CONFIG, on_cluster
+from quadriga.launch.stopping import stop_job
+from quadriga.launch.submit import Parcel, submit
+from quadriga.launch.survey import CLIENT, FIXED, Survey, survey
 
 UP_SECONDS = 120.0
 DOWN_SECONDS = 60.0
@@ -56,7 +65,10 @@ def ray_command(settings: SshSettings, facts: Facts, head: str | None) -> list[s
 
 
 def bring_up(stage: Any, found: Survey, token: str, console: Console) -> None:
-    """Start Ray on the head, then on all others at once. Raises Fault, naming the host, after ending what started."""
+    """Start Ray on the head, then on all others at once. Raises Fault, naming the host, after ending what started.
+
+    token: whoever joins the cluster or its jobs must have it.
+    """
     settings = stage.cluster.ssh
     head, *others = hosts_of(settings)
     secret = "".join(f"{key}={os.environ[key]}\n" for key in settings.environment)
@@ -85,21 +97,85 @@ def bring_down(name: str, settings: SshSettings, console: Console) -> int:
     return sum(ended.values())
 
 
-@contextmanager
-def cluster(stage: Any, found: Survey, console: Console) -> Iterator[str]:
-    """A Ray cluster on the hosts for the block: the address of its job server here. Ended with the block."""
+def launch(
+    stage: Any,
+    config: Path,
+    overrides: Sequence[str],
+    working_dir: Path | None,
+    shared: Sequence[Path],
+    console: Console,
+) -> int:
+    """Bring a cluster up, run the config on it as a job, follow it, end the cluster; returns the run's exit code.
+
+    working_dir, shared: as in `submit.Parcel`. A cluster of this run that is up (this machine was switched off, say) is
+    joined, and its job followed.
+    Raises UserError for what `quadriga hosts` would find wrong, before anything is started.
+    """
     settings = stage.cluster.ssh
+    require_environment(settings)
     head = hosts_of(settings)[0]
-    token = secrets.token_hex(32)
-    with console.status(f"Starting Ray on {len(settings.hosts)} hosts"):
-        bring_up(stage, found, token, console)
+    there = all_of([head], lambda h: h.call("found", _below(stage.name, h.name), DOWN_SECONDS))[0].get(head.name)
+    if there and there["processes"] and there["token"]:
+        console.print("The cluster of this run is up already: going on with it.", highlight=False)
+        token = there["token"]
+    else:
+        token = secrets.token_hex(32)
+        bring_up(stage, require_sound_hosts(stage, console), token, console)
+        there = head.call("found", _below(stage.name, head.name), DOWN_SECONDS)
     try:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         with tunnel(head, settings.dashboard_port) as address:
-            yield address
+            file = Path(there["state"]) / "environment" if settings.environment else None
+            parcel = Parcel(working_dir, shared, (), settings.environment, file, settings.python)
+            return _run(stage, config, overrides, parcel, address, console)
     finally:
         with console.status("Ending Ray on the hosts"):
             bring_down(stage.name, settings, console)
+
+
+def require_sound_hosts(stage: Any, console: Console) -> Survey:
+    """What the hosts say. Raises UserError, one paragraph, for what must be mended first."""
+    if stage.run_dir is None or not Path(stage.run_dir).is_absolute():
+        raise UserError(
+            f"`run_dir` is {stage.run_dir or 'not set'}: give an absolute path on storage that every host mounts."
+        )
+    with console.status(f"Looking at {len(stage.cluster.ssh.hosts)} hosts"):
+        found = survey(stage)
+    console.print(found.table(stage.cluster.ssh))
+    if found.problems:
+        raise UserError(summary([f"{problem.subject}: {problem.text}" for problem in found.problems]))
+    return found
+
+
+def _run(stage: Any, config: Path, overrides: Sequence[str], parcel: Parcel, address: str, console: Console) -> int:
+    """Submit the run, unless it is running, and follow it. Ctrl-C ends it cleanly; a second one does not wait."""
+    client = connect(address)
+    running = [job for job in attempts(client, stage.name) if job.status not in ENDED]
+    job = running[-1].submission_id if running else submit(client, config, overrides, parcel)
+    try:
+        return follow(client, job)
+    except KeyboardInterrupt:
+        console.print("\nThe run finishes its step, saves and exits. Ctrl-C again will not wait.", highlight=False)
+        stop_job(client, client.get_job_info(job))
+        return INTERRUPTED
+
+
+def rehearse(stage: Any, console: Console) -> None:
+    """Print what `launch` would do on every host."""
+    settings = stage.cluster.ssh
+    head, *others = hosts_of(settings)
+    for host in (head, *others):
+        facts = Facts(f"<address of {host.name}>", (3, 0, 0), {}, 0, 0, (), 0, 0, (), 0.0, 0.0)
+        command = ray_command(settings, facts, None if host is head else f"<address of {head.name}>")
+        console.print(f"# {host.name}: facts, ports and the run directory, then", style="dim", highlight=False)
+        console.print(shlex.join([*host.ssh(), shlex.join(command)]), highlight=False, markup=False, soft_wrap=True)
+    console.print("# the run, as a job on the head", style="dim", highlight=False)
+    tunnelled = head.ssh("-N", "-L", f"<port>:127.0.0.1:{settings.dashboard_port}")
+    console.print(shlex.join(tunnelled), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"python -m quadriga.launch run {CONFIG}", highlight=False, markup=False)
+    console.print(f"# {CONFIG}", style="dim", highlight=False)
+    console.print(yaml.safe_dump(on_cluster(resolved(stage)), sort_keys=False), highlight=False, markup=False)
+    console.print("# however it ends, every process below those `ray start` is ended", style="dim", highlight=False)
 
 
 def require_environment(settings: SshSettings) -> None:

@@ -41,8 +41,9 @@ def stop_job(client: Any, job: Any) -> Any:
     if job.status == "PENDING":
         client.stop_job(job.submission_id)
         return _ended(client, job.submission_id)
+    python = shlex.split(job.entrypoint)[0]
     asking = client.submit_job(
-        entrypoint=shlex.join(["python", "-m", "quadriga.launch.stopping", job.metadata[RUN_DIR]]),
+        entrypoint=shlex.join([python, "-m", "quadriga.launch.stopping", job.metadata[RUN_DIR]]),
         submission_id=f"{job.submission_id}-stop-{secrets.token_hex(3)}",
         runtime_env={"py_modules": job.runtime_env["py_modules"]},
     )

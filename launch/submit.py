@@ -29,6 +29,8 @@ class Parcel:
     """Variables that must be there on the node where the driver starts; only their names leave this machine."""
     secrets_file: Path | None = None
     """On the nodes: `NAME=value` lines in which the secrets are looked for first."""
+    python: str = "python"
+    """The interpreter there that has Quadriga's dependencies."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def environment(names: Sequence[str]) -> dict[str, str]:
 
 
 def _command(parcel: Parcel, allow_changed: Sequence[str]) -> str:
-    words = ["python", "-m", "quadriga.launch", "run", staging.CONFIG]
+    words = [parcel.python, "-m", "quadriga.launch", "run", staging.CONFIG]
     words += [f"--allow-changed={key}" for key in allow_changed]
     words += [f"--secret={name}" for name in parcel.secrets]
     words += [f"--secrets-file={parcel.secrets_file}"] if parcel.secrets_file else []

@@ -1,0 +1,108 @@
+"""The commands that bring clusters up and down: launch, down, hosts."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from quadriga.data.errors import UserError
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a stage or a pipeline.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Changes to the config.", show_default=False)
+]
+
+
+def launch(
+    config: Config,
+    overrides: Overrides = None,
+    working_dir: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False, exists=True, help="Folder of your own modules (reward functions).", show_default=False
+        ),
+    ] = None,
+    shared: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="A folder that the hosts see too: nothing of it is sent. May be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print every command and file, and start nothing.")
+    ] = False,
+) -> None:
+    """Bring up the cluster that the config's [bold]cluster:[/bold] section asks for, run on it, end it again.
+
+    [bold]ssh[/bold]: all hosts are checked, Ray is started on them, the run is a job on the first.
+
+    Switch this machine off and the run goes on; launch it again and you follow it again.
+
+    Without a launcher in that section the run is here, as with [bold]quadriga run[/bold].
+
+    Examples:
+
+      quadriga launch my-ppo.yaml cluster=clusters/ssh-example run_dir=/shared/runs/ppo
+
+      quadriga launch my-ppo.yaml cluster=clusters/ssh-example run_dir=/shared/runs/ppo --dry-run
+    """
+    from quadriga.launch.config import load_config
+
+    stage = load_config(config, overrides or [])
+    console = Console(stderr=True)
+    if stage.cluster.ssh is None:
+        from quadriga.launch.cli import run
+
+        if dry_run:
+            console.print(f"quadriga run {config} {' '.join(overrides or [])}", highlight=False, markup=False)
+            return
+        run(config, overrides)
+    elif dry_run:
+        from quadriga.launch.ssh import rehearse
+
+        rehearse(stage, Console())
+    else:
+        from quadriga.launch.ssh import launch as launch_over_ssh
+
+        raise typer.Exit(launch_over_ssh(stage, config, overrides or [], working_dir, shared or [], console))
+
+
+def down(config: Config, overrides: Overrides = None) -> None:
+    """End what [bold]quadriga launch[/bold] started on the hosts of a config, and nothing else.
+
+    A run that is on them is killed; [bold]quadriga launch[/bold] goes on from its newest checkpoint.
+
+    Example:
+
+      quadriga down my-ppo.yaml cluster=clusters/ssh-example
+    """
+    from quadriga.launch.ssh import bring_down
+
+    stage, console = _with_hosts(config, overrides), Console(stderr=True)
+    with console.status("Ending Ray on the hosts"):
+        ended = bring_down(stage.name, stage.cluster.ssh, console)
+    console.print(f"{ended} processes were ended on {len(stage.cluster.ssh.hosts)} hosts.", highlight=False)
+
+
+def hosts(config: Config, overrides: Overrides = None) -> None:
+    """Look at every host of a config: versions, GPUs, disk, clocks, ports both ways, the shared run directory.
+
+    Nothing is started. [bold]quadriga launch[/bold] does the same first.
+
+    Example:
+
+      quadriga hosts my-ppo.yaml cluster=clusters/ssh-example run_dir=/shared/runs/ppo
+    """
+    from quadriga.launch.ssh import require_sound_hosts
+
+    console = Console()
+    require_sound_hosts(_with_hosts(config, overrides), console)
+    console.print("Everything is in order.", style="green")
+
+
+def _with_hosts(config: Path, overrides: list[str] | None) -> Any:
+    from quadriga.launch.config import load_config
+
+    stage = load_config(config, overrides or [])
+    if stage.cluster.ssh is None:
+        raise UserError(f"{config} names no hosts: give `cluster.ssh.hosts`, or cluster=clusters/ssh-example.")
+    return stage
