@@ -243,6 +243,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     cli_jobs.jobs,
     cli_jobs.logs,
     cli_jobs.stop,
+    cli_jobs.scale,
     cli_hosts.launch,
     cli_hosts.down,
     cli_hosts.hosts,

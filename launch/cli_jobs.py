@@ -166,6 +166,36 @@ def stop(
     console.print(f"{run} is {state(job)}. Submitted again, it goes on.", markup=False)
 
 
+def scale(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory here, or the name of a run on a cluster.")],
+    workers: Annotated[str, typer.Argument(metavar="rollout=N", help="Rollout workers to have.")],
+    address: Address = None,
+) -> None:
+    """Change how many rollout workers a run has, while it goes on.
+
+    From its next step on; a newcomer serves when it holds the current weights. What is computed stays the same.
+
+    Examples:
+
+      quadriga scale runs/assistant rollout=2
+
+      quadriga scale helpful-8b rollout=6 --address http://head:8265
+    """
+    from quadriga.data.rundir import RunDir
+    from quadriga.launch.scaling import scale_here, scale_job, workers_of
+
+    count = workers_of(workers)
+    if address is None and (Path(run) / "run.json").is_file():
+        scale_here(RunDir(run), count)
+    else:
+        from quadriga.launch.jobs import connect, newest
+
+        client = connect(address)
+        scale_job(client, newest(client, run), count)
+    console = Console(stderr=True, highlight=False)
+    console.print(f"{run} has {count} rollout workers from its next step on.", markup=False)
+
+
 def _follow(client: Any, job: str, address: str | None) -> int:
     from quadriga.launch.follow import follow
 

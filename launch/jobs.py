@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import secrets
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +70,21 @@ def next_id(client: Any, run: str) -> str:
     """`<run>-<n>`, one above every attempt there was."""
     matches = (re.fullmatch(rf"{re.escape(run)}-(\d+)", job.submission_id or "") for job in client.list_jobs())
     return f"{run}-{max((int(match[1]) for match in matches if match), default=0) + 1}"
+
+
+def beside(client: Any, job: Any, words: Sequence[str]) -> str:
+    """Run Python with these words where a job runs, with the Quadriga and the interpreter of that job; returns its id.
+
+    It sees the job's run directory, which only the nodes may see, and takes no resources.
+    """
+    python = shlex.split(job.entrypoint)[0]
+    return str(
+        client.submit_job(
+            entrypoint=shlex.join([python, *words]),
+            submission_id=f"{job.submission_id}-beside-{secrets.token_hex(3)}",
+            runtime_env={"py_modules": job.runtime_env["py_modules"]},
+        )
+    )
 
 
 def exit_code(job: Any) -> int:

@@ -3,8 +3,6 @@
 Run as a module, this file does that on a node, for a job: `python -m quadriga.launch.stopping RUN_DIR`.
 """
 
-import secrets
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.rundir import RunDir
-from quadriga.launch.jobs import ENDED, RUN_DIR
+from quadriga.launch.jobs import ENDED, RUN_DIR, beside
 
 LOOK_EVERY = 0.5
 BEGIN_SECONDS = 600.0
@@ -41,12 +39,7 @@ def stop_job(client: Any, job: Any) -> Any:
     if job.status == "PENDING":
         client.stop_job(job.submission_id)
         return _ended(client, job.submission_id)
-    python = shlex.split(job.entrypoint)[0]
-    asking = client.submit_job(
-        entrypoint=shlex.join([python, "-m", "quadriga.launch.stopping", job.metadata[RUN_DIR]]),
-        submission_id=f"{job.submission_id}-stop-{secrets.token_hex(3)}",
-        runtime_env={"py_modules": job.runtime_env["py_modules"]},
-    )
+    asking = beside(client, job, ["-m", "quadriga.launch.stopping", job.metadata[RUN_DIR]])
     try:
         return _ended(client, job.submission_id, asking)
     finally:

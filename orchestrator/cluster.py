@@ -113,7 +113,12 @@ class Processes:
         self._at_once = min(self._cpus, crowd(placement, list(self._hostings)))
         self._known: dict[str, tuple[str, int]] = {}
         self.groups: dict[str, ActorGroup] = {}
-        self.fleet = Fleet(self._launch, settings.rollout.workers if rollout else 0, settings.deadlines)
+        self.fleet = Fleet(
+            self._launch,
+            settings.rollout.workers if rollout else 0,
+            settings.deadlines,
+            lambda index: self._berths.release("rollout", index),
+        )
 
     @property
     def logs(self) -> list[str]:

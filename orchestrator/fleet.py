@@ -24,23 +24,34 @@ class Worker:
 class Fleet:
     """Starts workers and replaces lost ones.
 
-    launch: index -> (handle, reference of its start). on_loss: told of every loss before the replacement starts; it
-    raises when there have been too many.
+    launch: index -> (handle, reference of its start). release: index of a worker that left for good. on_loss: told of
+    every loss before the replacement starts; it raises when there have been too many.
     """
 
     launch: Callable[[int], tuple[Any, Any]]
     count: int
     deadlines: DeadlineSettings
+    release: Callable[[int], None] = field(default=lambda index: None)
     on_loss: Callable[[Lost], None] = field(default=lambda loss: _refuse(loss))
     workers: list[Worker] = field(default_factory=list)
     memory: int = 0
 
     def start(self) -> None:
         """Create all processes; `await_start` waits for them."""
-        for index in range(self.count):
-            handle, starting = self.launch(index)
-            health = Health(self.deadlines.heartbeat)
-            self.workers.append(Worker(f"rollout {index}", handle, starting, health))
+        for _ in range(self.count):
+            self._join()
+
+    def resize(self, count: int) -> None:
+        """Have this many workers. Newcomers join when they are up; the last ones leave at once, so none may be busy."""
+        import ray
+
+        while len(self.workers) < count:
+            self._join()
+        for worker in self.workers[count:]:
+            ray.kill(worker.handle)
+            self.release(self.workers.index(worker))
+        del self.workers[count:]
+        self.count = count
 
     def await_start(self) -> None:
         """Until every worker is up. Raises Lost where one does not come up and may not be replaced."""
@@ -82,6 +93,11 @@ class Fleet:
 
         for worker in self.workers:
             ray.kill(worker.handle)
+
+    def _join(self) -> None:
+        index = len(self.workers)
+        handle, starting = self.launch(index)
+        self.workers.append(Worker(f"rollout {index}", handle, starting, Health(self.deadlines.heartbeat)))
 
     def _note_starts(self, done: dict[str, Any], lost: dict[str, Lost]) -> None:
         for worker in self.workers:

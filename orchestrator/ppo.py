@@ -19,6 +19,7 @@ from quadriga.orchestrator import advantages, invariants, schedule
 from quadriga.orchestrator.advantages import ESTIMATORS, Advantages, Experience, KLController
 from quadriga.orchestrator.checkpoint import Export
 from quadriga.orchestrator.cluster import Hosting, RolloutPlan
+from quadriga.orchestrator.health import State
 from quadriga.orchestrator.rewards import FunctionReward, ModelReward, Reward, Scores, judged
 from quadriga.orchestrator.rollout_pool import RolloutPool
 from quadriga.orchestrator.settings import PpoStage
@@ -253,6 +254,7 @@ class Ppo(TrainingStage):
             "rollout/response_length_max": float(max(lengths)),
             "rollout/distinct_answers": len({s.text for s in samples}) / len(samples),
             "rollout/policy_version": float(self.state.step),
+            "system/rollout_workers": float(len(self.running.fleet.having(State.HEALTHY, State.SUSPECT))),
             "perf/samples_per_second": len(samples) / max(1e-9, sum(self.timings.values())),
             "perf/generated_tokens_per_second": sum(lengths) / max(1e-9, self.timings["generate"]),
             "perf/sync_mb": self.sync_bytes / 1e6,

@@ -196,6 +196,7 @@ class TrainingStage(ABC):
                 if self.finished() or stop.asked:
                     self._save(tracker)
                     continue
+                self._scale()
                 began, self.timings = time.monotonic(), {}
                 self.injector.enter(self.state.step + 1, None)
                 metrics, samples = self.step()
@@ -215,6 +216,15 @@ class TrainingStage(ABC):
             except Lost as lost:
                 self._recover(lost, before)
                 settled = False
+
+    def _scale(self) -> None:
+        """Have as many rollout workers as `quadriga scale` asked for; also when the run goes on another time."""
+        wanted, fleet = self.run.asked("rollout"), self.running.fleet
+        if wanted is None or not fleet.workers or wanted == fleet.count:
+            return
+        self.run.note("scaled", rollout=wanted, before=fleet.count, step=self.state.step + 1)
+        self.progress.note(f"  rollout workers: {fleet.count} -> {wanted}")
+        fleet.resize(wanted)
 
     def _recover(self, lost: Lost, before: RunState) -> None:
         """Replace what was lost and go back to where its state is known.
