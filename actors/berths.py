@@ -1,13 +1,17 @@
 """The placement's berths as Ray placement groups: reserved, and reserved anew when their machine is lost."""
 
+import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from quadriga.actors.placement import Berth, Machine, Placement
 from quadriga.actors.waiting import wait_all
 from quadriga.data.errors import Fault
+
+REACH_SECONDS = 3.0
 
 
 def machines() -> list[Machine]:
@@ -21,6 +25,24 @@ def machines() -> list[Machine]:
         if node["Alive"]
     ]
     return sorted(nodes, key=lambda m: (m.address != own, [part.zfill(3) for part in m.address.split(".")]))
+
+
+def reachable() -> set[str]:
+    """Addresses of the nodes that answer now. Ray takes up to a minute to notice that a cable was cut."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    with ThreadPoolExecutor(max_workers=max(1, len(nodes))) as threads:
+        answers = threads.map(lambda n: _answers(n["NodeManagerAddress"], n["NodeManagerPort"]), nodes)
+        return {node["NodeManagerAddress"] for node, up in zip(nodes, answers, strict=True) if up}
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=REACH_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 class Berths:
@@ -69,7 +91,9 @@ class Berths:
         wait: for one that joins, if none is free; otherwise the berth goes wherever there is room, now or later.
         Raises Fault, naming the lost machine, when none joined in time.
         """
-        alive = {machine.address for machine in machines()}
+        if not any(self._berths[seat.berth].machine for seat in self._seats[role] if seat.berth is not None):
+            return
+        alive = reachable()
         for number in sorted({seat.berth for seat in self._seats[role] if seat.berth is not None}):
             berth = self._berths[number]
             if berth.machine is None or berth.machine in alive:
@@ -90,9 +114,10 @@ class Berths:
         gpus = sum(bundle.get("GPU", 0.0) for bundle in berth.bundles)
         while True:
             taken = {other.machine for other in self._berths}
-            room = [machine for machine in machines() if machine.address not in taken and machine.gpus >= gpus]
-            if room:
-                return room[0].address
+            spare = [machine for machine in machines() if machine.address not in taken and machine.gpus >= gpus]
+            answering = reachable() if spare else set()
+            if room := [machine.address for machine in spare if machine.address in answering]:
+                return room[0]
             if not wait:
                 return None
             if time.monotonic() > deadline:

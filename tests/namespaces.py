@@ -15,6 +15,8 @@ import pytest
 
 NETWORK = "10.77.0"
 BRIDGE = "quadbr0"
+MOST = 8
+"""Hosts that are looked for when all are removed."""
 
 
 @dataclass
@@ -24,6 +26,11 @@ class Hosts:
     folder: Path
     addresses: list[str] = field(default_factory=list)
     servers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    def add(self) -> None:
+        """One host more."""
+        _host(self, len(self.addresses) + 1)
+        _await_servers(self)
 
     def ssh(self, **more: object) -> dict[str, object]:
         """A `cluster.ssh` section."""
@@ -42,6 +49,13 @@ class Hosts:
     def mend(self, number: int) -> None:
         """Put it back."""
         subprocess.run(["ip", "link", "set", f"quadv{number}", "up"], check=True)
+
+    def kill(self, number: int, name: str) -> list[int]:
+        """SIGKILL for the processes of this name on a host: their ids."""
+        pids = [pid for pid in self.inside(number) if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return pids
 
     def inside(self, number: int) -> list[int]:
         """Processes that run on a host, its sshd left out."""
@@ -78,7 +92,7 @@ def hosts(folder: Path, count: int) -> Iterator[Hosts]:
     if reason := missing():
         pytest.skip(reason)
     made = Hosts(folder)
-    _remove(count)
+    _remove()
     try:
         _sh(f"ip link add {BRIDGE} type bridge")
         _sh(f"ip addr add {NETWORK}.254/24 dev {BRIDGE}")
@@ -89,16 +103,13 @@ def hosts(folder: Path, count: int) -> Iterator[Hosts]:
         Path("/run/sshd").mkdir(exist_ok=True)
         for number in range(1, count + 1):
             _host(made, number)
-        public = (folder / "host.pub").read_text().split()[:2]
-        lines = [f"[{address}]:2222 {' '.join(public)}\n" for address in made.addresses]
-        (folder / "known_hosts").write_text("".join(lines))
         _await_servers(made)
         yield made
     finally:
         for server in made.servers:
             server.kill()
             server.wait()
-        _remove(count)
+        _remove()
 
 
 def _host(made: Hosts, number: int) -> None:
@@ -117,6 +128,9 @@ def _host(made: Hosts, number: int) -> None:
     command = ["ip", "netns", "exec", name, "/usr/sbin/sshd", "-D", "-e", "-f", str(config)]
     made.servers.append(subprocess.Popen(command, stderr=(made.folder / f"sshd{number}.log").open("wb")))
     made.addresses.append(address)
+    public = (made.folder / "host.pub").read_text().split()[:2]
+    with (made.folder / "known_hosts").open("a") as known:
+        known.write(f"[{address}]:2222 {' '.join(public)}\n")
 
 
 def _await_servers(made: Hosts) -> None:
@@ -133,9 +147,9 @@ def _await_servers(made: Hosts) -> None:
                 time.sleep(0.1)
 
 
-def _remove(count: int) -> None:
+def _remove() -> None:
     """End what runs on the hosts, then the hosts; also those that an earlier test left."""
-    for number in range(1, count + 1):
+    for number in range(1, MOST + 1):
         listed = subprocess.run(["ip", "netns", "pids", f"quad{number}"], capture_output=True, text=True).stdout
         for pid in listed.split():
             os.kill(int(pid), signal.SIGKILL)

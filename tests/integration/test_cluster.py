@@ -35,6 +35,15 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
         yield made
 
 
+@pytest.fixture
+def fourth(three: Hosts) -> Iterator[Hosts]:
+    """One host more, and every cable in its place again afterwards."""
+    three.add()
+    yield three
+    for number in range(1, len(three.addresses) + 1):
+        three.mend(number)
+
+
 def ppo(folder: Path, model: Path, reward: Path, **more: Any) -> dict[str, Any]:
     config = stage("ppo", folder, model, reward) | {"tracking": {"wandb": False}, "checkpoint": {"every_steps": 1}}
     return config | more
@@ -86,4 +95,46 @@ def test_a_run_on_three_hosts_gives_the_weights_of_one_host(
         for key, tensor in theirs.items():
             assert torch.allclose(ours[key], tensor, rtol=0, atol=1e-5), (name, key)
     assert len(read_metrics(run_dir.metrics_path)) == config["total_steps"]
-    assert time.time() > 0
+
+
+def event(run_dir: RunDir, process: "subprocess.Popen[str]", **wanted: Any) -> dict[str, Any]:
+    """Wait for an event with these fields in run.json."""
+    deadline = time.monotonic() + 240
+    while True:
+        for found in run_dir.events():
+            if wanted.items() <= found.items():
+                return found
+        assert process.poll() is None and time.monotonic() < deadline, (wanted, run_dir.events(), process.communicate())
+        time.sleep(0.05)
+
+
+def test_lost_hosts_are_replaced_or_named(
+    three: Hosts, made_model: Path, made_reward: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A raylet is killed, then a link is cut during generation, then one during an update, with one host to spare."""
+    four = request.getfixturevalue("fourth")
+    slow = {"action": "slow", "seconds": 25}
+    faults = [
+        slow | {"role": "rollout", "step": 2, "phase": "generate"},
+        slow | {"role": "rollout", "step": 4, "phase": "generate"},
+        slow | {"role": "actor", "rank": 0, "step": 6, "phase": "update"},
+    ]
+    deadlines = CLUSTER["deadlines"] | {"heartbeat": 30, "start": 100}
+    cluster = CLUSTER | NODES | {"ssh": four.ssh(), "deadlines": deadlines}
+    config = ppo(tmp_path / "run", made_model, made_reward, cluster=cluster, total_steps=8)
+    config |= {"faults": {"planned": faults}, "name": "faulty"}
+    run_dir = RunDir(config["run_dir"])
+    process = quadriga(tmp_path, config, "--shared", str(made_model), "--shared", str(made_reward))
+    event(run_dir, process, event="fault_injected", step=2)
+    assert four.kill(3, "raylet")
+    assert event(run_dir, process, event="node_lost", node="10.77.0.3")["replaced_by"] == "10.77.0.4"
+    event(run_dir, process, event="fault_injected", step=4)
+    four.cut(4)
+    assert event(run_dir, process, event="node_lost", node="10.77.0.4")["replaced_by"] is None
+    event(run_dir, process, event="fault_injected", step=6)
+    four.cut(2)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 1
+    assert "the machine 10.77.0.2 is lost, and none joined the cluster in its place" in " ".join(said.split())
+    assert [row["global_step"] for row in read_metrics(run_dir.metrics_path)] == [1, 2, 3, 4, 5]
+    assert "10.77.0.2" in run_dir.read_run()["attempts"][-1]["error"]
