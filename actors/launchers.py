@@ -10,6 +10,10 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
+FEWEST_PORTS = 50
+"""Seven for the node, and one for each of its processes."""
+
+
 class SshSettings(Settings):
     """Machines that the `ssh` command reaches. Ray is started on all of them and ended again with the run."""
 
@@ -32,6 +36,13 @@ class SshSettings(Settings):
     environment: list[EnvironmentName] = []
     """Variables of the launching machine that the run shall have, by name (WANDB_API_KEY). Their values go to a file on
     the head that only its owner reads, never into a command line or the job's metadata."""
+
+    @field_validator("worker_ports")
+    @classmethod
+    def _room_for_workers(cls, ports: tuple[int, int]) -> tuple[int, int]:
+        if ports[1] - ports[0] < FEWEST_PORTS:
+            raise ValueError(f"give the lower port first, and at least {FEWEST_PORTS} of them")
+        return ports
 
     @field_validator("hosts")
     @classmethod

@@ -1,6 +1,7 @@
 """What can be known to be wrong with a config before anything starts: placement, functions, models, data."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from quadriga.actors.device import cores
@@ -88,6 +89,7 @@ def _inspect_stage(stage: Any, inspection: Inspection, subject: str) -> None:
     sound = [inspection.look(model_checks.loadable, model) for model in _models(stage)]
     if isinstance(stage, PpoStage | RankStage) and sound[0]:
         inspection.look(_servable, stage.policy, stage)
+        inspection.look(heads_divide, stage)
     if all(sound):
         _inspect_data(stage, inspection)
 
@@ -196,6 +198,12 @@ def _function_imports(function: AnswerFunction) -> str:
     """In a subprocess, as the run itself does it: importing a user's module may do anything."""
     Judge(function.model_copy(update={"processes": 1})).close()
     return f"function {function.function} imports"
+
+
+def heads_divide(stage: Any) -> None:
+    """The model that a stage generates with can be cut over `tensor_parallel` GPUs, as far as it is here."""
+    if isinstance(stage, PpoStage | RankStage) and stage.policy.path and Path(stage.policy.path).is_dir():
+        model_checks.heads_divide(stage.policy, stage.cluster.rollout.tensor_parallel)
 
 
 def _servable(model: ModelSettings, stage: StageBase) -> str | None:

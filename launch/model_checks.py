@@ -91,6 +91,19 @@ def head_size_served_on_cpu(model: ModelSettings) -> str | None:
     return f"head size {size} is served by vLLM on CPU" if size else None
 
 
+def heads_divide(model: ModelSettings, tensor_parallel: int) -> None:
+    """vLLM gives every one of its GPUs the same number of attention heads."""
+    if model.path is not None and is_placeholder(model.path):
+        return
+    heads = getattr(model_config(model), "num_attention_heads", None)
+    if heads is not None and heads % tensor_parallel:
+        divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise UserError(
+            f"`cluster.rollout.tensor_parallel` is {tensor_parallel}, and {model.path or 'this shape'} has {heads} "
+            f"attention heads, which it does not divide. Give one of {divisors}."
+        )
+
+
 def tokenizer_sound(folder: str, template: str | None, model: ModelSettings) -> str:
     """One BOS, the end token inside the loss mask, pad apart from it, and a chat that survives the round trip."""
     from quadriga.data.chat import ChatEncoder, set_chat_template

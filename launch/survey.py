@@ -11,7 +11,7 @@ from rich.table import Table
 from quadriga.actors.launchers import SshSettings
 from quadriga.actors.placement import Machine
 from quadriga.data.errors import UserError
-from quadriga.launch.checks import seat, single_stages
+from quadriga.launch.checks import heads_divide, seat, single_stages
 from quadriga.launch.findings import Finding
 from quadriga.launch.host_checks import Facts, facts_of, judge_addresses, judge_host, judge_meeting, judge_sharing
 from quadriga.launch.hosts import Host, all_of, hosts_of, meeting
@@ -130,6 +130,7 @@ def _seat(stage: Any, found: Survey) -> None:
         if device == "auto":
             device = "cuda" if any(machine.gpus for machine in machines) else "cpu"
         try:
+            heads_divide(single)
             seat(single, device, machines)
         except UserError as error:
             found.findings.append(Finding("problem", single.name, str(error)))

@@ -1,6 +1,7 @@
 """Real hosts on one machine for tests: network namespaces on a bridge, each with an sshd of its own. Needs root."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -27,9 +28,9 @@ class Hosts:
     addresses: list[str] = field(default_factory=list)
     servers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
-    def add(self) -> None:
-        """One host more."""
-        _host(self, len(self.addresses) + 1)
+    def add(self, private: Path | None = None) -> None:
+        """One host more. private: a folder of which it has its own, empty one."""
+        _host(self, len(self.addresses) + 1, private)
         _await_servers(self)
 
     def ssh(self, **more: object) -> dict[str, object]:
@@ -112,7 +113,7 @@ def hosts(folder: Path, count: int) -> Iterator[Hosts]:
         _remove()
 
 
-def _host(made: Hosts, number: int) -> None:
+def _host(made: Hosts, number: int, private: Path | None = None) -> None:
     name, veth, address = f"quad{number}", f"quadv{number}", f"{NETWORK}.{number}"
     _sh(f"ip netns add {name}")
     _sh(f"ip link add {veth} type veth peer name eth0 netns {name}")
@@ -125,7 +126,11 @@ def _host(made: Hosts, number: int) -> None:
         f"Port 2222\nListenAddress {address}\nHostKey {made.folder}/host\nPidFile none\n"
         f"AuthorizedKeysFile {made.folder}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
     )
-    command = ["ip", "netns", "exec", name, "/usr/sbin/sshd", "-D", "-e", "-f", str(config)]
+    server = ["/usr/sbin/sshd", "-D", "-e", "-f", str(config)]
+    if private is not None:
+        mount = f"mount -t tmpfs quadriga-test {shlex.quote(str(private))} && exec {shlex.join(server)}"
+        server = ["unshare", "--mount", "sh", "-c", mount]
+    command = ["ip", "netns", "exec", name, *server]
     made.servers.append(subprocess.Popen(command, stderr=(made.folder / f"sshd{number}.log").open("wb")))
     made.addresses.append(address)
     public = (made.folder / "host.pub").read_text().split()[:2]
@@ -154,6 +159,7 @@ def _remove() -> None:
         for pid in listed.split():
             os.kill(int(pid), signal.SIGKILL)
         subprocess.run(["ip", "netns", "del", f"quad{number}"], capture_output=True)
+        subprocess.run(["ip", "link", "del", f"quadv{number}"], capture_output=True)
     subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True)
 
 
