@@ -135,12 +135,16 @@ def command(config: dict[str, Any], folder: Path, *words: str) -> tuple[int, str
     file.write_text(yaml.safe_dump(config))
     done = subprocess.run(
         [sys.executable, "-m", "quadriga.launch", "run", str(file), *words],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *_path()])},
         capture_output=True,
         text=True,
         timeout=500,
     )
     return done.returncode, done.stdout + done.stderr
+
+
+def _path() -> list[str]:
+    return [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
 
 
 def killed_driver(folder: Path, model: Path, reward: Path, *planned: dict[str, Any]) -> RunDir:
