@@ -12,12 +12,11 @@ from quadriga.launch.submission import config_text, fingerprint, job_name, run_d
 
 BEGINNING = r"""
 set -euo pipefail
-entry=(python -m quadriga.launch run "$config" cluster.address=auto cluster.slurm=null)
-everywhere=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task="$cpus")
-
 # This script runs on the job's first node, which becomes Ray's head.
 head=$(hostname -I | awk '{print $1}')
-# Sockets may have no long paths, and /tmp/ray may belong to somebody else.
+entry=(python -m quadriga.launch run "$config" cluster.address="$head:$port" cluster.slurm=null)
+everywhere=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task="$cpus")
+# Sockets may have no long paths, and /tmp/ray may be somebody else's.
 export RAY_TMPDIR=/tmp/quadriga-$SLURM_JOB_ID RAY_USAGE_STATS_ENABLED=0
 # Whoever can reach Ray's port can run code as this user: they need the job's token, which only this user can read.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/.token-$SLURM_JOB_ID"
@@ -57,6 +56,9 @@ clean_up() {
 trap clean_up EXIT
 trap end_of_time USR1
 trap ask_to_stop TERM
+
+# Whoever owns that folder decides what Ray reads from it.
+srun "${everywhere[@]}" "${options[@]}" bash -c 'mkdir -pm 700 "$0" && [[ -O $0 && ! -L $0 ]]' "$RAY_TMPDIR"
 """
 
 EXCLUSIVE = r"""
@@ -64,37 +66,39 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=$start_seconds
 # The head ends first, and does not come back: how many seconds the other nodes wait for it.
 export RAY_gcs_rpc_server_reconnect_timeout_s=${RAY_gcs_rpc_server_reconnect_timeout_s:-20}
 srun "${everywhere[@]}" "${options[@]}" \
-  ray symmetric-run --address "$head:6379" --min-nodes "$SLURM_JOB_NUM_NODES" "${ray[@]}" -- "${entry[@]}" &
+  ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" "${ray[@]}" -- "${entry[@]}" &
 await $!
 """
 
 SHARED = r"""
-# Other jobs run here: ports that have a fixed default follow from the job's number, the others are any free ones.
-port=$((20000 + SLURM_JOB_ID % 1200 * 10))
+# Other jobs run here: ports that would be the same for all follow from the job's number, a worker's is any free one.
 ray+=(--node-manager-port=$((port + 1)) --object-manager-port=$((port + 2)) --metrics-export-port=$((port + 3))
   --dashboard-agent-listen-port=$((port + 4)) --dashboard-agent-grpc-port=$((port + 5))
   --runtime-env-agent-port=$((port + 6)) --min-worker-port=0 --max-worker-port=0 --block)
 first=(--relative=0 --nodes=1 --ntasks=1 --cpus-per-task="$cpus")
 others=(--relative=1 --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --cpus-per-task="$cpus")
-within() { # Try a command until it succeeds, for as long as the nodes may take to start.
-  until "$@"; do
-    ((SECONDS < start_seconds)) || { echo "Ray's nodes are not up after $start_seconds seconds." >&2; exit 1; }
+count='import ray, sys
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+sys.exit(sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]))'
+nodes_are_up() { # So many of them, in the time that a start may take.
+  until said=$(srun --overlap "${first[@]}" "${options[@]}" python -c "$count" "$head:$port" "$1" 2>&1); do
+    if ((SECONDS > start_seconds)); then
+      echo "Ray has not come up on $1 of the job's nodes in $start_seconds seconds. $said" >&2
+      return 1
+    fi
     sleep 2
   done
 }
-every_node='import ray, sys
-ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-sys.exit(sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[1]))'
 
 srun "${first[@]}" "${options[@]}" ray start --head --node-ip-address="$head" --port=$port \
   --ray-client-server-port=$((port + 7)) --include-dashboard=false "${ray[@]}" &
 background+=($!)
-within srun --overlap "${first[@]}" "${options[@]}" ray health-check --address "$head:$port"
+nodes_are_up 1
 if ((SLURM_JOB_NUM_NODES > 1)); then
   srun "${others[@]}" "${options[@]}" ray start --address="$head:$port" "${ray[@]}" &
   background+=($!)
+  nodes_are_up "$SLURM_JOB_NUM_NODES"
 fi
-within srun --overlap "${first[@]}" "${options[@]}" python -c "$every_node" "$SLURM_JOB_NUM_NODES"
 srun --overlap "${first[@]}" "${options[@]}" "${entry[@]}" &
 await $!
 """
@@ -122,6 +126,7 @@ def slurm_files(stage: Any, folder: Path) -> dict[str, str]:
         "folder": shlex.quote(str(folder.absolute())),
         "config": shlex.quote(str(folder.absolute() / config_name)),
         "run_dir": shlex.quote(str(where)),
+        "port": "6379" if settings.exclusive else "$((20000 + SLURM_JOB_ID % 1200 * 10))",
         "cpus": str(settings.cpus),
         "warning": str(settings.warning),
         "start_seconds": str(int(stage.cluster.deadlines.start)),
@@ -160,7 +165,7 @@ def _sbatch_options(stage: Any, settings: SlurmSettings) -> list[str]:
     return [
         f"--job-name={job_name(stage, 64)}",
         f"--nodes={settings.nodes}",
-        "--tasks-per-node=1",
+        "--ntasks-per-node=1",
         f"--cpus-per-task={settings.cpus}",
         *([f"--gpus-per-task={settings.gpus}"] if settings.gpus else []),
         *(["--exclusive", "--mem=0"] if settings.exclusive else []),

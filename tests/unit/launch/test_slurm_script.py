@@ -52,7 +52,7 @@ def test_slurm_gets_what_the_config_says(tmp_path: Path) -> None:
     assert asked_of_slurm(script(job(tmp_path, **more), tmp_path)) == [
         "--job-name=sft",
         "--nodes=2",
-        "--tasks-per-node=1",
+        "--ntasks-per-node=1",
         "--cpus-per-task=4",
         "--gpus-per-task=8",
         "--exclusive",
