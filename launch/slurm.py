@@ -45,12 +45,13 @@ await() { # Wait for a process with naps, between which traps run; sets $code.
   code=0 && wait "$1" || code=$?
 }
 
-clean_up() {
+clean_up() { # As far as it goes: the job ends with the run's exit code.
+  set +e
+  rm -f "$RAY_AUTH_TOKEN_PATH"
   for process in "${background[@]}"; do
     kill "$process" 2>/dev/null && await "$process"
   done
   srun "${everywhere[@]}" "${options[@]}" rm -rf "$RAY_TMPDIR"
-  rm -f "$RAY_AUTH_TOKEN_PATH"
 }
 
 trap clean_up EXIT

@@ -3,11 +3,15 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 BRIDGE, ADDRESSES = "qsbr0", ("10.78.0.1", "10.78.0.2")
+JOB = 7070
+LOCAL = Path(f"/tmp/quadriga-{JOB}")
+"""The job's folder on a node; every node has another one there."""
 
 SRUN = r"""#!/bin/bash
 # The command runs once on every node asked for, in that node's namespaces; the highest exit code is ours.
@@ -55,14 +59,23 @@ class Slurm:
             (self.commands / name).write_text(text)
             (self.commands / name).chmod(0o755)
 
-    def start(self, job: int) -> "subprocess.Popen[bytes]":
+    def start(self) -> "subprocess.Popen[bytes]":
         """The job's script, on the first node as Slurm starts it."""
         *options, script = (self.stub / "submitted").read_text().splitlines()
         given = dict(option.removeprefix("--").split("=", 1) for option in options)
-        slurm = {"SLURM_JOB_ID": str(job), "SLURM_JOB_NUM_NODES": str(len(ADDRESSES))}
-        with Path(given["output"].replace("%j", str(job))).open("ab") as log:
+        slurm = {"SLURM_JOB_ID": str(JOB), "SLURM_JOB_NUM_NODES": str(len(ADDRESSES))}
+        with Path(given["output"].replace("%j", str(JOB))).open("ab") as log:
             command = ["ip", "netns", "exec", "qs0", "bash", script]
             return subprocess.Popen(command, env=os.environ | slurm, cwd=given["chdir"], stdout=log, stderr=log)
+
+    def left_behind(self) -> list[str]:
+        """What is in the job's folders on the nodes."""
+        left: list[str] = []
+        for node in range(len(ADDRESSES)):
+            process = (self.stub / f"node-{node}").read_text()
+            command = ["nsenter", f"--target={process}", "--mount", "ls", "-A", str(LOCAL)]
+            left += subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        return left
 
     def requeued(self) -> list[str]:
         """Jobs that were put back into the queue."""
@@ -84,18 +97,16 @@ def slurm_nodes(folder: Path) -> Iterator[Slurm]:
             _ip("-n", f"qs{node}", "addr", "add", f"{address}/24", "dev", "eth0")
             for device in ("eth0", "lo"):
                 _ip("-n", f"qs{node}", "link", "set", device, "up")
+        LOCAL.mkdir(exist_ok=True)
         for node in range(len(ADDRESSES)):
             # A shell is the node's process 1: it takes in orphans, and all processes of the node end with it.
             alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-            init = [
-                "bash",
-                "-c",
-                f"read -r _ _ _ pid _ </proc/self/stat; echo >{folder}/up-{node}; while :; do sleep 1; done",
-            ]
+            own = f"mount -t tmpfs -o mode=700 own {LOCAL} && touch {folder}/up-{node}"
+            init = ["bash", "-c", f"{own} && while :; do sleep 1; done"]
             holder = subprocess.Popen(["ip", "netns", "exec", f"qs{node}", *alone, *init])
             holders.append(holder)
             while not (folder / f"up-{node}").exists() and holder.poll() is None:
-                pass
+                time.sleep(0.01)
             child = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().strip()
             (folder / f"node-{node}").write_text(child)
         yield slurm
@@ -106,6 +117,7 @@ def slurm_nodes(folder: Path) -> Iterator[Slurm]:
         for node in range(len(ADDRESSES)):
             subprocess.run(["ip", "netns", "del", f"qs{node}"], capture_output=True, check=False)
         subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
+        shutil.rmtree(LOCAL, ignore_errors=True)
 
 
 def why_not() -> str | None:

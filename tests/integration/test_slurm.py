@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from slurm_nodes import Slurm, slurm_nodes, why_not
+from slurm_nodes import JOB, Slurm, slurm_nodes, why_not
 from tiny import stage
 
 from quadriga.data.rundir import RunDir
@@ -42,26 +42,26 @@ def test_a_job_goes_on_after_its_time_limit(exclusive: bool, slurm: Slurm, made_
     run_dir, folder = RunDir(raw["run_dir"]), tmp_path / "the job's files"
     assert launch_slurm(build(raw), Console(quiet=True), False, folder) == 0
 
-    process = slurm.start(7)
+    process = slurm.start()
     try:
-        wait_for_row(run_dir, process, folder / "7.log")
-        token = folder / ".token-7"
+        wait_for_row(run_dir, process, folder / f"{JOB}.log")
+        token = folder / f".token-{JOB}"
         assert stat.S_IMODE(token.stat().st_mode) == 0o600 and len(value := token.read_text()) == 64
         assert value not in everything_visible()
         process.send_signal(signal.SIGUSR1)
-        assert process.wait(PATIENCE) == 130, (folder / "7.log").read_text()
+        assert process.wait(PATIENCE) == 130, (folder / f"{JOB}.log").read_text()
     finally:
         process.kill()
-    assert slurm.requeued() == ["7"] and not token.exists() and not Path("/tmp/quadriga-7").exists()
+    assert slurm.requeued() == [str(JOB)] and not token.exists() and not slurm.left_behind()
     done = len(read_metrics(run_dir.metrics_path))
     assert 1 <= done < STEPS and run_dir.checkpoint_steps() == [done]
 
-    process = slurm.start(7)
+    process = slurm.start()
     try:
-        assert process.wait(PATIENCE) == 0, (folder / "7.log").read_text()
+        assert process.wait(PATIENCE) == 0, (folder / f"{JOB}.log").read_text()
     finally:
         process.kill()
-    assert slurm.requeued() == ["7"]
+    assert slurm.requeued() == [str(JOB)]
     assert [attempt["status"] for attempt in run_dir.read_run()["attempts"]] == ["interrupted", "finished"]
     assert [row["global_step"] for row in read_metrics(run_dir.metrics_path)] == list(range(1, STEPS + 1))
 

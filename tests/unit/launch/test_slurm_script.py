@@ -112,12 +112,31 @@ def test_names_are_never_run(exclusive: bool, code: int, tmp_path: Path, monkeyp
     assert not list(tmp_path.rglob("pwned")) and not (folder / ".token-9").exists()
 
 
+def functions(text: str, *names: str) -> str:
+    return "\n".join(re.findall(rf"^(?:{'|'.join(names)})\(\) \{{.*?^\}}$", text, re.MULTILINE | re.DOTALL))
+
+
 def test_its_way_to_ask_for_a_stop_is_heard(tmp_path: Path) -> None:
-    text = script(job(tmp_path), tmp_path)
-    (function,) = re.findall(r"^ask_to_stop\(\) \{.*?^\}$", text, re.MULTILINE | re.DOTALL)
+    asking = functions(script(job(tmp_path), tmp_path), "ask_to_stop")
     run = RunDir.create(tmp_path / "run")
-    subprocess.run(["bash", "-c", f"run_dir=$0\n{function}\nask_to_stop", str(run.path)], check=True)
+    subprocess.run(["bash", "-c", f"run_dir=$0\n{asking}\nask_to_stop", str(run.path)], check=True)
     assert run.asked("stop") is True
+
+
+def test_a_step_that_outlasts_the_warning_is_given_up(tmp_path: Path) -> None:
+    waiting = functions(script(job(tmp_path), tmp_path), "ask_to_stop", "end_of_time", "await")
+    given = f"""set -euo pipefail
+    run_dir={tmp_path} warning=30 give_up_at='' SLURM_JOB_ID=9
+    {waiting}
+    scontrol() {{ echo "scontrol $*"; kill "$step"; }}  # as Slurm does
+    trap end_of_time USR1
+    sleep 60 & step=$!
+    kill -USR1 $$
+    await $step
+    echo "code $code"
+    """
+    done = subprocess.run(["bash", "-c", given], capture_output=True, text=True, check=True, timeout=50)
+    assert done.stdout.splitlines() == ["scontrol requeue 9", "code 143"] and not done.stderr
 
 
 def test_a_dry_run_shows_all_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
