@@ -64,8 +64,7 @@ srun "${everywhere[@]}" "${options[@]}" bash -c 'mkdir -pm 700 "$0" && [[ -O $0 
 
 EXCLUSIVE = r"""
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=$start_seconds
-# The head ends first, and does not come back: how many seconds the other nodes wait for it.
-export RAY_gcs_rpc_server_reconnect_timeout_s=${RAY_gcs_rpc_server_reconnect_timeout_s:-20}
+# The other nodes notice that the head has ended when Ray has not found it for a minute.
 srun "${everywhere[@]}" "${options[@]}" \
   ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" "${ray[@]}" -- "${entry[@]}" &
 await $!

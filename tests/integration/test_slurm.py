@@ -30,7 +30,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
     with slurm_nodes(tmp_path / "slurm") as slurm:
         monkeypatch.setenv("PATH", str(slurm.commands), prepend=":")
         monkeypatch.setenv("STUB", str(slurm.stub))
-        monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "3")
+        # The second node waits so long for a head that has ended; `ray symmetric-run` itself for one that is ending.
+        monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
         yield slurm
 
 
