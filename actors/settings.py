@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from quadriga.actors.launchers import SshSettings
+from quadriga.actors.launchers import KubernetesSettings, SlurmSettings, SshSettings
 from quadriga.data.settings import Settings
 
 Role = Literal["actor", "critic", "reference", "reward"]
@@ -133,6 +133,10 @@ class ClusterSettings(Settings):
     """Ray cluster to join (`auto`, or `ray://`, `host:port`); null starts one on this machine."""
     ssh: SshSettings | None = None
     """Hosts on which `quadriga launch` brings up a cluster for the run."""
+    slurm: SlurmSettings | None = None
+    """The job as which `quadriga launch` submits the run to Slurm."""
+    kubernetes: KubernetesSettings | None = None
+    """The RayJob as which `quadriga launch` submits the run to Kubernetes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation type of the models; master weights and optimizer states are always float32."""
@@ -159,8 +163,9 @@ class ClusterSettings(Settings):
 
     @model_validator(mode="after")
     def _one_way_up(self) -> "ClusterSettings":
-        if given := [name for name in ("address", "ssh") if getattr(self, name) is not None][1:]:
-            raise ValueError(f"give one of `address` and `{given[0]}`: either a cluster is up, or it is brought up")
+        ways = [name for name in ("address", "ssh", "slurm", "kubernetes") if getattr(self, name) is not None]
+        if len(ways) > 1:
+            raise ValueError(f"give one of `{ways[0]}` and `{ways[1]}`: a run gets its cluster in one way")
         return self
 
     def host(self, role: Role) -> HostSettings:
