@@ -45,6 +45,8 @@ class Server:
         return SimpleNamespace(status=status, driver_exit_code=self.code, message="no such node")
 
     def get_job_logs(self, job_id: str) -> str:
+        if self.code is None and self.status == "FAILED":
+            raise RuntimeError("Request failed with status code 500: the node is gone")
         return LOG
 
     def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
@@ -94,3 +96,9 @@ def test_patience_ends() -> None:
     away = Server([Unreachable("nothing answers")] * 1000)
     with pytest.raises(Fault, match="It may well be running: nothing answers"):
         follow(away, "tune-1", patience=0.0)
+
+
+def test_a_job_that_went_with_its_cluster_is_a_fault() -> None:
+    lost = Server([breaks(50, None), RuntimeError("Request failed with status code 404: Job tune-1 does not exist")])
+    with pytest.raises(Fault, match="does not know job tune-1 any more"):
+        followed(lost)
