@@ -1,5 +1,7 @@
 """What a job brings along: the config it runs, the files the config names, and Quadriga itself."""
 
+import re
+import shutil
 from collections.abc import Callable
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -40,7 +42,8 @@ def test_the_job_runs_the_same_config_on_its_own_cluster(
     expected = resolved(load_config(write(sft | {"run_dir": "/shared/runs/tune", "optimizer": {"lr": 1e-5}})))
     found = resolved(config)
     assert found["cluster"].pop("address") == "auto" and expected["cluster"].pop("address") is None
-    assert found["model"].pop("path") == "quadriga-job/inputs/0/model0" and expected["model"].pop("path")
+    assert re.fullmatch(r"quadriga-job/inputs/\w{8}/model0", found["model"].pop("path"))
+    assert expected["model"].pop("path") == sft["model"]["path"]
     assert found == expected
 
 
@@ -63,6 +66,19 @@ def test_files_globs_and_lists_go_along(staged: Callable[..., Any], tmp_path: Pa
     assert paths[2] == "/nowhere/rows.jsonl"
     assert paths[3] == paths[0] == config.data.heldout[0].path  # sent once
     assert not list(folder.rglob("*.txt"))
+
+
+def test_a_file_more_moves_no_other(
+    staged: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a run that is sent again would be taken for one with other data."""
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(name)
+    _, alone = staged({"data": {"train": "b.jsonl"}})
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path / "staged")
+    _, both = staged({"data": {"train": ["a.jsonl", "b.jsonl"]}})
+    assert both.data.train[1].path == alone.data.train[0].path and both.model == alone.model
 
 
 def test_shared_folders_stay_where_they_are(staged: Callable[..., Any], model: Path) -> None:
