@@ -6,11 +6,12 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import yaml
 
@@ -128,9 +129,7 @@ class RunDir:
         Raises UserError when another run holds it.
         """
         with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _locks(file):
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise UserError(
@@ -269,6 +268,17 @@ def _strip(value: Any, secrets: dict[str, str]) -> Any:
 def names_secret(key: Any) -> bool:
     """Whether a key or a variable is called as secrets are (`WANDB_API_KEY`)."""
     return isinstance(key, str) and bool(_SECRET_KEY.search(key)) and not _SPECIAL_TOKEN.search(key)
+
+
+def _locks(file: IO[str]) -> bool:
+    """Try to lock a file, for an instant longer than `RunDir.in_use` takes to look."""
+    for _ in range(3):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(0.05)
+    return False
 
 
 def _sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """The commands that bring clusters up and down: launch, down, hosts."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,12 @@ def launch(
         list[Path] | None,
         typer.Option(metavar="FOLDER", help="A folder that the hosts see too: nothing of it is sent. May be repeated."),
     ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Where the files for Slurm or Kubernetes go.", show_default="RUN_DIR/launch"
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every command and file, and start nothing.")
     ] = False,
@@ -34,8 +41,9 @@ def launch(
     """Bring up the cluster that the config's [bold]cluster:[/bold] section asks for, run on it, end it again.
 
     [bold]ssh[/bold]: all hosts are checked, Ray is started on them, the run is a job on the first.
+    Switch this machine off and it goes on; launch it again and you follow it again.
 
-    Switch this machine off and the run goes on; launch it again and you follow it again.
+    [bold]slurm[/bold], [bold]kubernetes[/bold]: the job's files are written and submitted.
 
     Without a launcher in that section the run is here, as with [bold]quadriga run[/bold].
 
@@ -48,22 +56,30 @@ def launch(
     from quadriga.launch.config import load_config
 
     stage = load_config(config, overrides or [])
-    console = Console(stderr=True)
-    if stage.cluster.ssh is None:
-        from quadriga.launch.cli import run
+    cluster, console, out = stage.cluster, Console(stderr=True), Console()
+    folder = to or Path(stage.run_dir or f"runs/{stage.name}") / "launch"
+    if cluster.slurm is not None:
+        from quadriga.launch.slurm import launch_slurm
 
-        if dry_run:
-            console.print(f"quadriga run {config} {' '.join(overrides or [])}", highlight=False, markup=False)
-            return
-        run(config, overrides)
-    elif dry_run:
+        raise typer.Exit(launch_slurm(stage, out, dry_run, folder))
+    if cluster.kubernetes is not None:
+        from quadriga.launch.kubernetes import launch_kubernetes
+
+        raise typer.Exit(launch_kubernetes(stage, out, dry_run, folder))
+    if cluster.ssh is not None and dry_run:
         from quadriga.launch.ssh import rehearse
 
-        rehearse(stage, Console())
-    else:
+        rehearse(stage, out)
+    elif cluster.ssh is not None:
         from quadriga.launch.ssh import launch as launch_over_ssh
 
         raise typer.Exit(launch_over_ssh(stage, config, overrides or [], working_dir, shared or [], console))
+    elif dry_run:
+        out.print(shlex.join(["quadriga", "run", str(config), *(overrides or [])]), highlight=False, markup=False)
+    else:
+        from quadriga.launch.cli import run
+
+        run(config, overrides)
 
 
 def down(config: Config, overrides: Overrides = None) -> None:

@@ -38,15 +38,17 @@ def submit(
     ] = None,
     shared: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FOLDER", help="A folder that the nodes see too: nothing of it is sent. May be repeated."),
+        typer.Option(
+            metavar="FOLDER", help="A folder that the nodes see too: nothing of it is sent. May be given again."
+        ),
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Give the run this variable of yours; no secrets. May be repeated."),
+        typer.Option(metavar="NAME", help="Give the run this variable of yours; no secrets. May be given again."),
     ] = None,
     secret: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A variable that must be set on the node. May be repeated."),
+        typer.Option(metavar="NAME", help="A variable that must be set on the node. May be given again."),
     ] = None,
     secrets_file: Annotated[
         Path | None,
@@ -57,7 +59,7 @@ def submit(
     resources: Annotated[str, typer.Option(metavar="JSON", help="Ray resources to reserve for the driver.")] = "{}",
     allow_changed: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="Go on though this setting changed. May be repeated.", show_default=False),
+        typer.Option(metavar="KEY", help="Go on though this setting changed. May be given again.", show_default=False),
     ] = None,
 ) -> None:
     """Send a run to a Ray cluster. It brings Quadriga along and goes on when this machine is switched off.

@@ -4,7 +4,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext, suppress
 from typing import Any
 
 from quadriga.data.errors import Fault
@@ -14,7 +14,8 @@ SILENCE = 60.0
 """Seconds without a line after which a connection is made anew: one that is cut does not always say so."""
 PATIENCE = 600.0
 """Seconds without an answer of the job server after which following ends."""
-PAUSE = 2.0
+PAUSE = 1.0
+NO_JOB = "status code 404"
 
 
 def follow(client: Any, job_id: str, write: Callable[[str], None] | None = None, patience: float = PATIENCE) -> int:
@@ -28,17 +29,23 @@ def follow(client: Any, job_id: str, write: Callable[[str], None] | None = None,
         try:
             job = client.get_job_info(job_id)
             if job.status in ENDED:
-                log.finish()
+                never_ended = job.status == "FAILED" and job.driver_exit_code is None
+                with suppress(RuntimeError) if never_ended else nullcontext():  # its log may be lost with its node
+                    log.finish()
                 break
             answered = time.monotonic()
             log.tail()
-        except (Unreachable, RuntimeError) as error:  # RuntimeError: the server is there, what it asks is not yet
-            if time.monotonic() - answered > patience:
+        except (Unreachable, RuntimeError) as error:  # RuntimeError: the server is there, what it asks is not
+            if NO_JOB in str(error):
                 raise Fault(
-                    f"No answer about job {job_id} for {patience:.0f} s. It may well be running: {error}"
+                    f"The cluster does not know job {job_id} any more: its head was started anew, and the run ended "
+                    "with the old one. Submit it again, and it goes on from its newest checkpoint."
                 ) from error
-            time.sleep(PAUSE)
-    if job.status == "FAILED" and job.driver_exit_code is None:
+            if time.monotonic() - answered > patience:
+                waited = f"{patience:.0f} s without an answer about job {job_id}"
+                raise Fault(f"{waited}. It may well be running: {error}") from error
+        time.sleep(PAUSE)
+    if never_ended:
         raise Fault(f"Job {job_id} did not run to its end: {(job.message or 'Ray does not say why').strip()}")
     return exit_code(job)
 

@@ -44,6 +44,8 @@ def connect(address: str | None = None) -> Any:
             with _explained(self.get_address()):
                 return super()._do_request(method, endpoint, **{"timeout": ANSWER_SECONDS} | options)
 
+    if address is not None and "://" not in address:
+        address = f"http://{address}"
     said = [address, *(os.environ.get(name) for name in ADDRESS_VARIABLES), ADDRESS]
     chosen = next(each for each in said if each)
     with _unset(ADDRESS_VARIABLES), _explained(chosen):  # they would win over what we were given
@@ -106,7 +108,7 @@ def state(job: Any) -> str:
 def _explained(address: str) -> Iterator[None]:
     """Turns what requests and Ray raise for a server that is away, or that wants a token, into one paragraph."""
     import requests
-    from ray.exceptions import AuthenticationError
+    from ray.exceptions import AuthenticationError, RpcError
 
     try:
         yield
@@ -117,7 +119,7 @@ def _explained(address: str) -> Iterator[None]:
             "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, a file that holds it; without both it is read from "
             "~/.ray/auth_token). On the head, `ray get-auth-token` prints it."
         ) from error
-    except (requests.RequestException, ConnectionError) as error:
+    except (requests.RequestException, ConnectionError, RpcError) as error:
         raise Unreachable(
             f"No Ray job server answers at {address}. Give the address of the head's dashboard with --address "
             "http://HEAD:8265 (or RAY_API_SERVER_ADDRESS), and see that the cluster is up and that this machine "

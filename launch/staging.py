@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,16 @@ def on_cluster(config: dict[str, Any]) -> dict[str, Any]:
     """The config of the same run inside of a Ray job: it joins the job's cluster."""
     configs = [config, *(entry["config"] for part in ("stages", "repeat") for entry in config.get(part, []))]
     for each in configs:
-        each["cluster"] = each.get("cluster", {}) | {"address": "auto", "ssh": None}
+        each["cluster"] = each.get("cluster", {}) | {"address": "auto", "ssh": None, "slurm": None, "kubernetes": None}
     return config
 
 
 class Inputs:
-    """Files of this machine that go along, each under a folder of its own. files: place in the job -> file here."""
+    """Files of this machine that go along. files: place in the job -> file here.
+
+    A path has a folder of its own, named after it: where it lies in the job does not depend on the others, since a run
+    that is sent again must find its config unchanged.
+    """
 
     def __init__(self, shared: Iterable[Path]):
         self.files: dict[str, Path] = {}
@@ -94,7 +99,7 @@ class Inputs:
     def place(self, written: str) -> str:
         """Where a path, folder or glob of the config is in the job; as it was, when it is not on this machine."""
         if written not in self._places:
-            self._places[written] = self._take(written, f"{INPUTS}/{len(self._places)}")
+            self._places[written] = self._take(written, f"{INPUTS}/{sha256(written.encode()).hexdigest()[:8]}")
         return self._places[written]
 
     def _take(self, written: str, target: str) -> str:

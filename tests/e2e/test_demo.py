@@ -35,6 +35,8 @@ EXAMPLES = ROOT / "docs/examples.md"
 """The commands of this page are run in tests/examples, on the data that they need."""
 SERVER_NEEDED = ("wandb sync",)
 """Commands that only a W&B server can answer."""
+ON_A_CLUSTER = ("submit", "jobs", "logs", "stop")
+"""Commands that a cluster must answer; tests/integration/test_submit.py has one. Here they are only understood."""
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +100,9 @@ def documented_commands() -> list[str]:
     lines: list[str] = []
     pages = {ROOT / "README.md", *(ROOT / "docs").glob("*.md")} - {EXAMPLES}
     for page in sorted(pages):
-        for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
-            lines += [line.split("#")[0].strip() for line in block.splitlines()]
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            if language in ("", "bash", "sh"):
+                lines += [line.split("#")[0].strip() for line in block.splitlines()]
     return sorted({line for line in lines if re.match(r"(quadriga|wandb|make|python -m) ", line)})
 
 
@@ -112,6 +115,9 @@ def test_every_documented_command_runs(
         words = shlex.split(command)
         if words[0] == "make":
             assert re.search(rf"^{re.escape(words[1])}:", makefile, re.MULTILINE), command
+        elif words[0] == "quadriga" and words[1] in ON_A_CLUSTER:
+            assert main(words[1:]) == 2, command
+            assert "No Ray job server answers at http://head:8265" in " ".join(capfd.readouterr().err.split()), command
         elif words[0] == "quadriga":
             with monkeypatch.context() as patch:
                 questions = workplace / "questions.txt"

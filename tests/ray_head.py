@@ -22,22 +22,20 @@ START_SECONDS = 120
 
 @dataclass(frozen=True)
 class Head:
-    """address: of its job server. python: the interpreter of its nodes. environment: of its processes."""
+    """address: of its job server."""
 
     address: str
-    python: Path
-    environment: dict[str, str]
 
 
 @contextmanager
-def ray_head(token: str, **variables: str) -> Iterator[Head]:
+def ray_head(token: str) -> Iterator[Head]:
     """Start a head with token authentication; every process of it is gone after the block."""
     folder = Path(tempfile.mkdtemp(prefix="qh-"))  # short: Ray's sockets lie in it, and their paths are limited
     python = _python_without_quadriga(folder / "venv")
     gcs, dashboard, client, agent = _free_ports(4)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment |= {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": str(python.parents[1])}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} | variables
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     options = {
         "port": gcs,
         "dashboard-host": "127.0.0.1",
@@ -55,7 +53,7 @@ def ray_head(token: str, **variables: str) -> Iterator[Head]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         _await_port(dashboard, process, folder / "head.log")
-        yield Head(f"http://127.0.0.1:{dashboard}", python, environment)
+        yield Head(f"http://127.0.0.1:{dashboard}")
     finally:
         _end(str(folder))
         process.wait()
