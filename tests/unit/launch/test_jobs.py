@@ -22,6 +22,7 @@ def job(name: str, status: str = "SUCCEEDED", code: int | None = 0, began: int =
     """What Ray tells of a job. run: of a job of ours."""
     return SimpleNamespace(
         submission_id=name,
+        entrypoint="python -m quadriga.launch run quadriga-job/config.yaml",
         status=Status(status),
         driver_exit_code=code,
         start_time=began,
