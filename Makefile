@@ -25,7 +25,7 @@ endif
 # Tests are many small processes: more than one thread each only gets in the way of the others.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: setup demo test unit slow chaos learn lint clean
+.PHONY: setup demo test unit slow chaos cluster-test learn lint clean
 
 setup: $(STAMP)
 
@@ -52,13 +52,16 @@ test: unit
 	$(TEST_ENV) $(BIN)/python -m pytest tests/integration tests/examples tests/e2e
 
 unit: setup
-	$(TEST_ENV) $(BIN)/python -m pytest tests/unit
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto tests/unit
 
 slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
 
 chaos: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m chaos -s tests/integration
+
+cluster-test: setup
+	$(TEST_ENV) $(BIN)/python -m pytest -m "cluster or not slow" tests/integration/test_cluster.py tests/integration/test_hosts.py
 
 learn: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m learn -s tests/e2e

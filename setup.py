@@ -42,6 +42,7 @@ setup(
         "cuda": ["vllm==0.32.0"],
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff>=0.14",
             "mypy>=1.18",

@@ -108,6 +108,7 @@ def event(run_dir: RunDir, process: "subprocess.Popen[str]", **wanted: Any) -> d
         time.sleep(0.05)
 
 
+@pytest.mark.cluster
 def test_lost_hosts_are_replaced_or_named(
     three: Hosts, made_model: Path, made_reward: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -41,6 +41,12 @@ def save_model(folder: Path, heads: int) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no path is broken over two lines."""
+    monkeypatch.setenv("COLUMNS", "500")
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that vLLM on CPU can serve: head size 32."""
