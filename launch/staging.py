@@ -72,7 +72,8 @@ def stage_package(folder: Path) -> list[str]:
     about = distribution("quadriga")
     metadata = folder / f"quadriga-{about.version}.dist-info"  # so that the run can tell its version
     metadata.mkdir()
-    (metadata / "METADATA").write_text(about.read_text("METADATA") or about.read_text("PKG-INFO") or "", encoding="utf-8")
+    said = about.read_text("METADATA") or about.read_text("PKG-INFO") or ""  # installed, or beside a checkout
+    (metadata / "METADATA").write_text(said, encoding="utf-8")
     return [str(folder / "quadriga"), str(metadata)]
 
 
