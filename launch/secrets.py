@@ -19,10 +19,11 @@ def take_secrets(names: Sequence[str], file: Path | None) -> None:
     os.environ.update({name: values[name] for name in names if name in values})
     missing = [name for name in names if not os.environ.get(name)]
     if missing:
-        where = f"neither {file} nor the environment of this machine has it" if file else "the environment has it not"
+        node = os.uname().nodename
+        where = f"neither {file} nor the environment has it" if file else "the environment does not have it"
         raise UserError(
-            f"The run needs {', '.join(missing)}, and {where}: set it where Ray is started, or keep `NAME=value` lines "
-            "in a file on the nodes that only you may read and give it with --secrets-file."
+            f"The run needs {', '.join(missing)}, and on {node} {where}. Set it where Ray (or the run) is started, or "
+            "keep `NAME=value` lines in a file there that only you may read, and give it with --secrets-file."
         )
 
 

@@ -22,9 +22,14 @@ START_SECONDS = 120
 
 @dataclass(frozen=True)
 class Head:
-    """address: of its job server."""
+    """port: of its dashboard on this machine."""
 
-    address: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """Of its job server."""
+        return f"http://127.0.0.1:{self.port}"
 
 
 @contextmanager
@@ -53,7 +58,7 @@ def ray_head(token: str) -> Iterator[Head]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         _await_port(dashboard, process, folder / "head.log")
-        yield Head(f"http://127.0.0.1:{dashboard}")
+        yield Head(dashboard)
     finally:
         _end(str(folder))
         process.wait()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from cut_proxy import cut_proxy
 from ray_head import Head, ray_head
 from tiny import KEY, stage
 
@@ -47,7 +48,10 @@ class Story:
     refused: "subprocess.CompletedProcess[str]"
     stopped: "subprocess.CompletedProcess[str]"
     left: "subprocess.CompletedProcess[str]"
+    cuts: int
+    """Connections of the client that attached again that were cut."""
     attached: tuple[int, str]
+    """Its exit code, and what it showed."""
     whole_log: str
     again: "subprocess.CompletedProcess[str]"
     seen: str
@@ -75,14 +79,18 @@ def story(head: Head, made_model: Path, tmp_path_factory: pytest.TempPathFactory
     drivers.append(driver(run_dir))
     counts.append(steps(run_dir))
 
-    attached, leaving, second = (start(head, *words) for words in (FOLLOWING, FOLLOWING, endless))
-    assert leaving.stdout is not None and leaving.stdout.readline()
-    leaving.send_signal(signal.SIGINT)
-    left = finish(leaving)
-    refused = finish(second)
-    stopped = finish(start(head, "stop", "sft"))
-    counts.append(steps(run_dir))
-    reattached, _ = attached.communicate(timeout=WAIT_SECONDS)
+    leaving, second = start(head, *FOLLOWING), start(head, *endless)
+    with cut_proxy(head.port) as proxy, (folder / "attached.log").open("w+") as log:
+        attached = start(Head(proxy.port), *FOLLOWING, out=log)
+        wait_for(lambda: os.fstat(log.fileno()).st_size > 0, "the log after attaching")
+        cuts = proxy.cut()
+        assert leaving.stdout is not None and leaving.stdout.readline()
+        leaving.send_signal(signal.SIGINT)
+        left, refused = finish(leaving), finish(second)
+        stopped = finish(start(head, "stop", "sft"))
+        counts.append(steps(run_dir))
+        attached.wait(WAIT_SECONDS)
+        reattached = Path(log.name).read_text()
     whole_log = finish(start(head, "logs", "sft")).stdout
 
     last = f"total_steps={counts[-1] + 2}"
@@ -96,6 +104,7 @@ def story(head: Head, made_model: Path, tmp_path_factory: pytest.TempPathFactory
         refused=refused,
         stopped=stopped,
         left=left,
+        cuts=cuts,
         attached=(attached.returncode, reattached),
         whole_log=whole_log,
         again=again,
@@ -104,11 +113,11 @@ def story(head: Head, made_model: Path, tmp_path_factory: pytest.TempPathFactory
     )
 
 
-def start(head: Head, *words: str, **variables: str) -> "subprocess.Popen[str]":
-    """A quadriga command on this machine, which is not the cluster's."""
+def start(head: Head, *words: str, out: Any = subprocess.PIPE, **variables: str) -> "subprocess.Popen[str]":
+    """A quadriga command on this machine, which is not the cluster's. out: where its output goes."""
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "COLUMNS": "200"} | variables
     command = [sys.executable, "-m", "quadriga.launch", *words, "--address", head.address]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
@@ -173,7 +182,8 @@ def test_a_stop_saves_first(story: Story) -> None:
     assert first["status"] == "interrupted" and first["error"] is None
 
 
-def test_the_log_is_whole_after_attaching_again(story: Story) -> None:
+def test_the_log_is_whole_though_the_connection_broke(story: Story) -> None:
+    assert story.cuts > 0
     code, text = story.attached
     assert code == 130 and text == story.whole_log
     assert "sft: starting processes" in text
