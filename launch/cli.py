@@ -266,12 +266,12 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        return _say("Error", str(error), 2)
+        return failed("Error", str(error), 2)
     except Fault as error:
         if debug:
             traceback.print_exc()
         where = ", ".join(part for part in (error.phase, error.actor) if part)
-        return _say(f"Failed ({where})" if where else "Failed", str(error), 1)
+        return failed(f"Failed ({where})" if where else "Failed", str(error), 1)
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -279,12 +279,12 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.NamedTemporaryFile("w", prefix="quadriga-", suffix=".log", delete=False) as log:
             traceback.print_exc(file=log)
         reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
-        return _say("Failed", f"{reason} This is a bug in Quadriga; its traceback is in {log.name}.", 1)
+        return failed("Failed", f"{reason} This is a bug in Quadriga; its traceback is in {log.name}.", 1)
     return 0
 
 
-def _say(label: str, text: str, code: int) -> int:
-    """One paragraph on standard error."""
+def failed(label: str, text: str, code: int) -> int:
+    """One paragraph on standard error; returns the exit code."""
     message = f"[bold red]{escape(label)}:[/bold red] {escape(' '.join(text.split()))}"
     Console(stderr=True).print(message, highlight=False)
     return code

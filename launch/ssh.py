@@ -172,7 +172,7 @@ def rehearse(stage: Any, console: Console) -> None:
     console.print("# the run, as a job on the head", style="dim", highlight=False)
     tunnelled = head.ssh("-N", "-L", f"<port>:127.0.0.1:{settings.dashboard_port}")
     console.print(shlex.join(tunnelled), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"python -m quadriga.launch run {CONFIG}", highlight=False, markup=False)
+    console.print(f"{settings.python} -m quadriga.launch.arrival {stage.run_dir}", highlight=False, markup=False)
     console.print(f"# {CONFIG}", style="dim", highlight=False)
     console.print(yaml.safe_dump(on_cluster(resolved(stage)), sort_keys=False), highlight=False, markup=False)
     console.print("# however it ends, every process below those `ray start` is ended", style="dim", highlight=False)

@@ -18,6 +18,7 @@ PACKAGES = ("launch", "orchestrator", "actors", "data", "kernels", "configs")
 CONFIG = "quadriga-job/config.yaml"
 """Where the config lies in the job's working directory."""
 INPUTS = "quadriga-job/inputs"
+"""Where the files lie there that the config names; `launch/arrival.py` copies them into the run directory."""
 LIMIT = 100 << 20
 """Bytes that a job may bring. Ray keeps them in the head's memory and sends them to every node."""
 NAMED = 5
@@ -46,7 +47,7 @@ def stage_job(
     lies there stays there. limit: bytes of all files together, Quadriga's own not counted.
     Raises UserError when they are more.
     """
-    inputs = Inputs([*shared, Path(stage.run_dir)])
+    inputs = Inputs([*shared, Path(stage.run_dir)], inputs_of(Path(stage.run_dir)))
     config = on_cluster(resolved(stage))
     _rewrite(config, inputs)
     files = inputs.files if working_dir is None else _files_below(working_dir, "") | inputs.files
@@ -85,36 +86,42 @@ def on_cluster(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def inputs_of(run_dir: Path) -> Path:
+    """Where the files that a job brought are for all nodes: the driver's working directory is the driver's only."""
+    return run_dir / "inputs"
+
+
 class Inputs:
-    """Files of this machine that go along. files: place in the job -> file here.
+    """Files of this machine that go along. files: place in the job -> file here. home: where the run finds them.
 
     A path has a folder of its own, named after it: where it lies in the job does not depend on the others, since a run
     that is sent again must find its config unchanged.
     """
 
-    def __init__(self, shared: Iterable[Path]):
+    def __init__(self, shared: Iterable[Path], home: Path):
         self.files: dict[str, Path] = {}
+        self._home = home
         self._shared = [path.expanduser().absolute() for path in shared]
         self._places: dict[str, str] = {}
 
     def place(self, written: str) -> str:
-        """Where a path, folder or glob of the config is in the job; as it was, when it is not on this machine."""
+        """Where the run finds a path, folder or glob of the config; as it was, when it is not on this machine."""
         if written not in self._places:
-            self._places[written] = self._take(written, f"{INPUTS}/{sha256(written.encode()).hexdigest()[:8]}")
+            self._places[written] = self._take(written, sha256(written.encode()).hexdigest()[:8])
         return self._places[written]
 
-    def _take(self, written: str, target: str) -> str:
+    def _take(self, written: str, own: str) -> str:
         path = Path(os.path.abspath(Path(written).expanduser()))
         if any(path.is_relative_to(folder) for folder in self._shared):
             return str(path)
         if path.exists():
-            self.files |= _files_below(path, f"{target}/{path.name}")
-            return f"{target}/{path.name}"
+            self.files |= _files_below(path, f"{INPUTS}/{own}/{path.name}")
+            return str(self._home / own / path.name)
         fixed = next(above for above in path.parents if not glob.has_magic(str(above)))
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
         for file in found:
-            self.files |= _files_below(file, f"{target}/{file.relative_to(fixed)}")
-        return f"{target}/{path.relative_to(fixed)}" if found else written
+            self.files |= _files_below(file, f"{INPUTS}/{own}/{file.relative_to(fixed)}")
+        return str(self._home / own / path.relative_to(fixed)) if found else written
 
 
 def _rewrite(value: Any, inputs: Inputs) -> None:

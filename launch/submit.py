@@ -74,7 +74,7 @@ def submit(
         staged = staging.stage_job(stage, Path(folder), parcel.working_dir, parcel.shared)
         return str(
             client.submit_job(
-                entrypoint=_command(parcel, allow_changed),
+                entrypoint=_command(stage.run_dir, parcel, allow_changed),
                 submission_id=next_id(client, stage.name),
                 runtime_env={
                     "working_dir": staged.working_dir,
@@ -104,8 +104,8 @@ def environment(names: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def _command(parcel: Parcel, allow_changed: Sequence[str]) -> str:
-    words = [parcel.python, "-m", "quadriga.launch", "run", staging.CONFIG]
+def _command(run_dir: str, parcel: Parcel, allow_changed: Sequence[str]) -> str:
+    words = [parcel.python, "-m", "quadriga.launch.arrival", run_dir]
     words += [f"--allow-changed={key}" for key in allow_changed]
     words += [f"--secret={name}" for name in parcel.secrets]
     words += [f"--secrets-file={parcel.secrets_file}"] if parcel.secrets_file else []

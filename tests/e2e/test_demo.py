@@ -35,8 +35,18 @@ EXAMPLES = ROOT / "docs/examples.md"
 """The commands of this page are run in tests/examples, on the data that they need."""
 SERVER_NEEDED = ("wandb sync",)
 """Commands that only a W&B server can answer."""
-ON_A_CLUSTER = ("submit", "jobs", "logs", "stop")
+ON_A_CLUSTER = ("submit", "jobs", "logs", "stop", "scale")
 """Commands that a cluster must answer; tests/integration/test_submit.py has one. Here they are only understood."""
+ON_HOSTS = ("hosts", "launch", "down")
+"""Commands for hosts that are not here; tests/integration/test_cluster.py has some."""
+MY_PPO = """
+stage: ppo
+name: helpful-8b
+policy: {path: runs/assistant/round-0/sft/export/policy}
+reward: {path: runs/assistant/round-1/reward/export/reward}
+prompts: {train: [{builtin: assistant.prompts, rows: 40}], max_tokens: 64}
+total_steps: 1
+"""
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +121,7 @@ def test_every_documented_command_runs(
 ) -> None:
     """`make` targets exist (CI and the demo run them); the others run here, on the pipeline above."""
     makefile = (ROOT / "Makefile").read_text()
+    (workplace / "my-ppo.yaml").write_text(MY_PPO)
     for command in documented_commands():
         words = shlex.split(command)
         if words[0] == "make":
@@ -118,6 +129,11 @@ def test_every_documented_command_runs(
         elif words[0] == "quadriga" and words[1] in ON_A_CLUSTER:
             assert main(words[1:]) == 2, command
             assert "No Ray job server answers at http://head:8265" in " ".join(capfd.readouterr().err.split()), command
+        elif words[0] == "quadriga" and words[1] in ON_HOSTS:
+            without_hosts = words[1] == "down" or "--dry-run" in words
+            assert main(words[1:]) == (0 if without_hosts else 2), command
+            said = " ".join("".join(capfd.readouterr()).split())
+            assert "ray.scripts.scripts start" in said if "--dry-run" in words else "node-1: " in said, (command, said)
         elif words[0] == "quadriga":
             with monkeypatch.context() as patch:
                 questions = workplace / "questions.txt"

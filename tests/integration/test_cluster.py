@@ -68,9 +68,7 @@ def test_a_run_on_three_hosts_gives_the_weights_of_one_host(
 ) -> None:
     cluster = CLUSTER | NODES | {"ssh": three.ssh()}
     config = ppo(tmp_path / "three", made_model, made_reward, cluster=cluster)
-    said = quadriga(tmp_path, config, "--shared", str(made_model), "--shared", str(made_reward)).communicate(
-        timeout=400
-    )[0]
+    said = quadriga(tmp_path, config).communicate(timeout=400)[0]
     run_dir = RunDir(config["run_dir"])
     assert run_dir.read_run().get("status") == "finished", said
     record = run_dir.read_run()

@@ -22,7 +22,7 @@ def job(name: str, status: str = "SUCCEEDED", code: int | None = 0, began: int =
     """What Ray tells of a job. run: of a job of ours."""
     return SimpleNamespace(
         submission_id=name,
-        entrypoint="python -m quadriga.launch run quadriga-job/config.yaml",
+        entrypoint="python -m quadriga.launch.arrival /shared/runs/tune",
         status=Status(status),
         driver_exit_code=code,
         start_time=began,
@@ -114,7 +114,7 @@ def test_what_is_submitted(sft: dict[str, Any], write: Write, monkeypatch: pytes
     assert submit(server, write(sft), changes, parcel, Needs(cpus=1), ["total_steps"]) == "tune-2"
     (sent,) = server.submitted
     assert sent["entrypoint"] == (
-        "python -m quadriga.launch run quadriga-job/config.yaml --allow-changed=total_steps --secret=WANDB_API_KEY "
+        "python -m quadriga.launch.arrival /shared/runs/tune --allow-changed=total_steps --secret=WANDB_API_KEY "
         "'--secrets-file=/etc/my secrets'"
     )
     assert sent["metadata"] == {"quadriga_run": "tune", "run_dir": "/shared/runs/tune"}

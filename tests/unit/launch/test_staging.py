@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quadriga.data.errors import UserError
+from quadriga.launch.arrival import unpack
 from quadriga.launch.config import load_config, resolved
 from quadriga.launch.documents import read_yaml, write_yaml
-from quadriga.launch.staging import CONFIG, PACKAGES, stage_job, stage_package
+from quadriga.launch.staging import CONFIG, INPUTS, PACKAGES, stage_job, stage_package
 
 Write = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[3]
+HOME = "/shared/runs/tune/inputs"
 
 
 @pytest.fixture
@@ -34,6 +36,21 @@ def staged(sft: dict[str, Any], write: Write, tmp_path: Path, monkeypatch: pytes
     return stage
 
 
+def brought(folder: Path, path: str) -> Path:
+    """Where in the job's working directory the files are that the run will find at this path of its config."""
+    return folder / INPUTS / Path(path).relative_to(HOME)
+
+
+def test_a_job_puts_what_it_brought_where_every_node_sees_it(
+    staged: Callable[..., Any], model: Path, tmp_path: Path
+) -> None:
+    _, config = staged({})  # the working directory is the job's now
+    unpack(str(tmp_path / "run"))
+    unpack(str(tmp_path / "run"))  # a job that is sent again
+    own = tmp_path / "run" / "inputs" / Path(config.model.path).relative_to(HOME)
+    assert {file.name: file.read_bytes() for file in own.iterdir()} == {f.name: f.read_bytes() for f in model.iterdir()}
+
+
 def test_the_job_runs_the_same_config_on_its_own_cluster(
     staged: Callable[..., Any], sft: dict[str, Any], write: Write
 ) -> None:
@@ -42,14 +59,14 @@ def test_the_job_runs_the_same_config_on_its_own_cluster(
     expected = resolved(load_config(write(sft | {"run_dir": "/shared/runs/tune", "optimizer": {"lr": 1e-5}})))
     found = resolved(config)
     assert found["cluster"].pop("address") == "auto" and expected["cluster"].pop("address") is None
-    assert re.fullmatch(r"quadriga-job/inputs/\w{8}/model0", found["model"].pop("path"))
+    assert re.fullmatch(r"/shared/runs/tune/inputs/\w{8}/model0", found["model"].pop("path"))
     assert expected["model"].pop("path") == sft["model"]["path"]
     assert found == expected
 
 
 def test_a_model_folder_goes_along(staged: Callable[..., Any], model: Path) -> None:
     folder, config = staged({})
-    names = {file.name for file in (folder / config.model.path).iterdir()}
+    names = {file.name for file in brought(folder, config.model.path).iterdir()}
     assert names == {file.name for file in model.iterdir()}
 
 
@@ -61,8 +78,11 @@ def test_files_globs_and_lists_go_along(staged: Callable[..., Any], tmp_path: Pa
     sources = ["rows.jsonl", {"path": f"{tmp_path}/shards/*/*.jsonl"}, "/nowhere/rows.jsonl", {"path": "rows.jsonl"}]
     folder, config = staged({"data": {"train": sources, "heldout": "rows.jsonl"}})
     paths = [source.path for source in config.data.train]
-    assert (folder / paths[0]).read_text() == "rows.jsonl"
-    assert sorted(file.read_text() for file in folder.glob(paths[1])) == ["shards/a/1.jsonl", "shards/b/2.jsonl"]
+    assert brought(folder, paths[0]).read_text() == "rows.jsonl"
+    assert sorted(file.read_text() for file in (folder / INPUTS).glob(str(Path(paths[1]).relative_to(HOME)))) == [
+        "shards/a/1.jsonl",
+        "shards/b/2.jsonl",
+    ]
     assert paths[2] == "/nowhere/rows.jsonl"
     assert paths[3] == paths[0] == config.data.heldout[0].path  # sent once
     assert not list(folder.rglob("*.txt"))
