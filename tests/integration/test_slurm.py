@@ -35,7 +35,10 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
         yield slurm
 
 
-@pytest.mark.parametrize("exclusive", [True, False], ids=["exclusive", "shared"])
+# Most of the exclusive form's time is `ray symmetric-run` waiting: for the head, for all nodes, for the lost head.
+@pytest.mark.parametrize(
+    "exclusive", [pytest.param(True, marks=pytest.mark.slow, id="exclusive"), pytest.param(False, id="shared")]
+)
 def test_a_job_goes_on_after_its_time_limit(exclusive: bool, slurm: Slurm, made_model: Path, tmp_path: Path) -> None:
     raw = stage("sft", tmp_path, made_model)
     job = {"nodes": 2, "cpus": 1, "exclusive": exclusive}
