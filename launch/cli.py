@@ -17,6 +17,7 @@ from quadriga.data.errors import Fault, UserError
 from quadriga.launch import cli_hosts, cli_jobs
 
 Kind = Literal["policy", "reward"]
+LAUNCHERS = ("ssh", "slurm", "kubernetes")
 
 app = typer.Typer(
     name="quadriga",
@@ -89,6 +90,11 @@ def run(
     from quadriga.launch.config import build, load_config
 
     stage, console = load_config(config, overrides or []), Console()
+    if launcher := next((name for name in LAUNCHERS if getattr(stage.cluster, name) is not None), None):
+        raise UserError(
+            f"`cluster.{launcher}` says how a cluster is brought up, and `run` stays on this machine: say `quadriga "
+            f"launch`, or cluster.{launcher}=null."
+        )
     with console.status("Checking the config"):
         notes = require_sound(stage)
     for note in notes:

@@ -268,3 +268,10 @@ def test_eval_passes_everything_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_run_that_is_not_there(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, str(tmp_path / "none")]) == 2
     assert "There is no folder" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_config_with_a_launcher_is_not_run_here(
+    sft: dict[str, Any], write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(write(sft | {"cluster": {"ssh": {"hosts": ["node-1"]}}}))]) == 2
+    assert "say `quadriga launch`, or cluster.ssh=null" in " ".join(capsys.readouterr().err.split())
