@@ -26,9 +26,21 @@ def doctor(stage: Any | None, console: Console, config: Path | None = None) -> i
             findings = check_config(stage)
         for finding in findings:
             problems += _print(finding, console)
+        if stage.cluster.ssh is not None:
+            problems += hosts(stage, console)
     verdict = "Everything is in order." if not problems else f"{problems} problem{'s' * (problems > 1)} to mend."
     console.print(verdict, style="green" if not problems else "bold red")
     return problems
+
+
+def hosts(stage: Any, console: Console) -> int:
+    """Print what the hosts of `cluster.ssh` say. Returns the number of problems."""
+    from quadriga.launch.survey import survey
+
+    with console.status("Looking at the hosts"):
+        found = survey(stage)
+    console.print(found.table(stage.cluster.ssh))
+    return sum(_print(problem, console) for problem in found.problems)
 
 
 def _print(finding: Finding, console: Console) -> bool:

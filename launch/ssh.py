@@ -135,13 +135,10 @@ def launch(
 
 def require_sound_hosts(stage: Any, console: Console) -> Survey:
     """What the hosts say. Raises UserError, one paragraph, for what must be mended first."""
-    if stage.run_dir is None or not Path(stage.run_dir).is_absolute():
-        raise UserError(
-            f"`run_dir` is {stage.run_dir or 'not set'}: give an absolute path on storage that every host mounts."
-        )
     with console.status(f"Looking at {len(stage.cluster.ssh.hosts)} hosts"):
         found = survey(stage)
-    console.print(found.table(stage.cluster.ssh))
+    if found.facts:
+        console.print(found.table(stage.cluster.ssh))
     if found.problems:
         raise UserError(summary([f"{problem.subject}: {problem.text}" for problem in found.problems]))
     return found

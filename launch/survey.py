@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -66,6 +67,10 @@ class Survey:
 def survey(stage: Any) -> Survey:
     """Look at the hosts of `stage.cluster.ssh`. Later checks need the earlier ones to have passed."""
     settings, found = stage.cluster.ssh, Survey()
+    if stage.run_dir is None or not Path(stage.run_dir).is_absolute():
+        said = f"`run_dir` is {stage.run_dir or 'not set'}: give an absolute path on storage that every host mounts."
+        found.findings.append(Finding("problem", stage.name, said))
+        return found
     hosts, run_dir = hosts_of(settings), stage.run_dir
     _look(hosts, settings, run_dir, found)
     if not found.problems:

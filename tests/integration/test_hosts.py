@@ -13,6 +13,7 @@ from namespaces import Hosts, hosts
 from tiny import CLUSTER, stage
 
 from quadriga.launch.cli import main
+from quadriga.launch.config import build
 
 pytestmark = pytest.mark.integration
 
@@ -68,6 +69,19 @@ def test_two_sound_hosts_are_in_order(
     assert main(["hosts", str(tmp_path / "config.yaml")]) == 0
     said = capsys.readouterr().out
     assert "Everything is in order." in said and all(address in said for address in four.addresses[:2])
+
+
+def test_doctor_looks_at_hosts_too(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], four: Hosts
+) -> None:
+    from rich.console import Console
+
+    from quadriga.launch.doctor import hosts as look
+
+    config["cluster"]["ssh"]["hosts"].append("no-such-host.invalid")
+    assert look(build(config), Console(width=200)) == 1
+    said = capsys.readouterr().out
+    assert "FAIL  no-such-host.invalid: ssh cannot get in" in said and "10.77.0.2  10.77.0.2" in said
 
 
 @pytest.mark.parametrize(
