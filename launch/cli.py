@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from quadriga.actors.device import prepare_driver
 from quadriga.data.errors import Fault, UserError
+from quadriga.launch.cli_plan import plan
 
 Kind = Literal["policy", "reward"]
 
@@ -222,6 +223,9 @@ def schema() -> None:
     from quadriga.launch.config import json_schema
 
     print(json.dumps(json_schema(), indent=2))
+
+
+app.command()(plan)
 
 
 def main(arguments: list[str] | None = None) -> int:

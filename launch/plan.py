@@ -1,0 +1,123 @@
+"""`quadriga plan`: what a stage needs and how long it takes, before anything is started."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quadriga.actors.settings import ClusterSettings
+from quadriga.launch.findings import gpu_count
+from quadriga.launch.plan_devices import Layout, Suggestion, layout, on_the_same_gpus, smallest
+from quadriga.launch.plan_stages import PlannedStage, planned_stages
+from quadriga.launch.plan_time import Speeds, StepTime, step_time
+
+SCHEMA = 1
+"""Of the JSON; a higher number when a key changes its name or meaning. Keys may be added."""
+
+DEFAULT_GPU_GB = 80.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A stage, its layout, whether that fits, what would, and its seconds (None: nothing to tell them from)."""
+
+    stage: PlannedStage
+    device: str
+    layout: Layout
+    fits: bool
+    suggestions: list[Suggestion]
+    seconds: StepTime | None
+
+
+def make_plans(stage: Any, gpu_memory: int, speeds: Speeds | None) -> list[Plan]:
+    """A plan of a loaded stage, or of each stage of a pipeline.
+
+    gpu_memory: bytes. speeds: None leaves seconds out. Raises UserError where a model's shape cannot be known.
+    """
+    return [_plan(planned, gpu_memory, speeds) for planned in planned_stages(stage)]
+
+
+def device_of(cluster: ClusterSettings) -> str:
+    """`auto` is what this machine has; a cluster to join is asked only when the run joins it."""
+    if cluster.device != "auto":
+        return cluster.device
+    return "cuda" if gpu_count() else "cpu"
+
+
+def memory_of_this_gpu() -> int | None:
+    """Bytes of the first GPU here; None without one."""
+    if not gpu_count():
+        return None
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def memory_of_this_host(cluster: ClusterSettings) -> int | None:
+    """Bytes of memory of this machine; None where the run will be on others."""
+    if cluster.address is not None or cluster.ssh is not None:
+        return None
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal"))
+
+
+def as_json(plans: list[Plan], gpu_memory: int) -> dict[str, Any]:
+    """The plans as plain data: bytes are integers, seconds floats."""
+    return {
+        "schema": SCHEMA,
+        "gpu_memory_bytes": gpu_memory,
+        "fits": all(plan.fits for plan in plans),
+        "stages": [_stage_json(plan) for plan in plans],
+    }
+
+
+def _plan(stage: PlannedStage, gpu_memory: int, speeds: Speeds | None) -> Plan:
+    device = device_of(stage.cluster)
+    found = layout(stage, device)
+    host_memory = memory_of_this_host(stage.cluster) if device == "cpu" else None
+    fits = found.fits(gpu_memory, host_memory)
+    suggestions: list[Suggestion] = []
+    if device == "cuda" and not fits:
+        either = on_the_same_gpus(stage, gpu_memory, None), smallest(stage, gpu_memory, None)
+        suggestions = [suggestion for suggestion in either if suggestion is not None]
+    seconds = step_time(stage, device, speeds) if speeds is not None else None
+    return Plan(stage, device, found, fits, suggestions, seconds)
+
+
+def _stage_json(plan: Plan) -> dict[str, Any]:
+    stage, cluster = plan.stage, plan.stage.cluster
+    roles: dict[str, Any] = {}
+    for member in stage.members:
+        host = cluster.host(member.role)
+        roles[member.role] = {
+            "parameters": member.shape.parameters(member.head),
+            "trained": member.trained,
+            "processes": host.ranks,
+            "zero_stage": host.zero_stage,
+            "offload": host.offload,
+        }
+    if stage.engine is not None:
+        roles["rollout"] = {
+            "parameters": stage.engine.parameters(),
+            "trained": False,
+            "processes": cluster.rollout.workers,
+            "tensor_parallel": cluster.rollout.tensor_parallel,
+        }
+    for role, footprint in plan.layout.footprints.items():
+        roles[role] |= {
+            "held_bytes": footprint.held,
+            "phase_bytes": footprint.phases,
+            "host_bytes": footprint.host,
+            "peak_bytes": footprint.peak,
+        }
+    return {
+        "name": stage.name,
+        "stage": stage.kind,
+        "device": plan.device,
+        "gpus": plan.layout.gpus,
+        "fits": plan.fits,
+        "roles": roles,
+        "devices": [asdict(device) for device in plan.layout.devices],
+        "suggestions": [asdict(suggestion) for suggestion in plan.suggestions],
+        "seconds": asdict(plan.seconds) if plan.seconds is not None else None,
+        "assumed": [*stage.assumed, *(plan.seconds.assumed if plan.seconds else [])],
+    }
