@@ -85,6 +85,7 @@ class ModelHost:
         from quadriga.actors.weights import full_shape
         from quadriga.actors.zero import ZeroEngine, deepspeed_config
 
+        before = memory_bytes(spec.device)
         self.torch = torch
         torch.manual_seed(spec.model.seed)
         dtype = getattr(torch, spec.cluster.dtype)
@@ -99,6 +100,7 @@ class ModelHost:
             "partitioned_tensors": partitioned,
             "pid": os.getpid(),
             "node": os.uname().nodename,
+            "memory_before": before,  # the model
         }
         return self._result(description, began)
 

@@ -41,8 +41,9 @@ class Layout:
 
     def fits(self, gpu_memory: int, host_memory: int | None) -> bool:
         """Whether every device holds what is on it. host_memory: None where it is not known."""
-        limits = {"gpu": gpu_memory, "host": host_memory}
-        return all((limit := limits[device.kind]) is None or device.bytes <= limit for device in self.devices)
+        hosts = [device.bytes for device in self.devices if device.kind == "host"]
+        gpus = [device.bytes for device in self.devices if device.kind == "gpu"]
+        return max(gpus, default=0) <= gpu_memory and (host_memory is None or max(hosts) <= host_memory)
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Suggestion:
 
 def layout(stage: PlannedStage, device: str) -> Layout:
     """Where the processes of a stage sit, as `actors.placement.place` would seat them, and what they need."""
-    footprints = {member.role: host_footprint(member, stage, device) for member in stage.members}
+    footprints: dict[str, Footprint] = {m.role: host_footprint(m, stage, device) for m in stage.members}
     if stage.engine is not None:
         footprints["rollout"] = engine_footprint(stage, device)
     if device == "cpu":

@@ -89,8 +89,9 @@ def engine_footprint(stage: PlannedStage, device: str) -> Footprint:
     width, parts = element_size(stage.cluster), settings.tensor_parallel
     parameters = shape.parameters()
     vocab, running = shape.vocab, settings.max_num_seqs
+    packed = width * shape.layers * shape.layer if device == "cpu" else 0  # as its matrix products want them
     held = {
-        "weights": width * parameters // parts,
+        "weights": width * parameters // parts + packed,
         "KV cache": settings.kv_cache_bytes,
         "runtime": CUDA_CONTEXT if device == "cuda" else ENGINE_RUNTIME,
     }
@@ -106,7 +107,9 @@ def engine_footprint(stage: PlannedStage, device: str) -> Footprint:
     if stage.syncs:
         received = width * parameters  # buckets stay alive until the last has come
         block = min(stage.cluster.bucket_bytes, width * shape.largest())
-        phases["sync"] = {"transfer": block if device == "cuda" else received}
+        # On CPU: what has come, a bucket in shared memory, and layers being packed anew.
+        whole = received + min(stage.cluster.bucket_bytes, received) + packed
+        phases["sync"] = {"transfer": block if device == "cuda" else whole}
         host = {"transfer": received} if device == "cuda" else {}
     return Footprint(held, phases, host)
 

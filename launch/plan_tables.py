@@ -9,15 +9,15 @@ from quadriga.launch.plan_memory import PHASES
 GB = 1e9
 
 NEVER = (
-    "No number of GPUs holds it: weights and optimizer states can be divided, activations of a sequence and the KV cache "
-    "cannot. Allow shorter sequences, or lower cluster.rollout.kv_cache_bytes."
+    "No number of GPUs holds it: weights and optimizer states can be divided, activations of a sequence and the KV "
+    "cache cannot. Allow shorter sequences, or lower cluster.rollout.kv_cache_bytes."
 )
 
 PARTS = ("weights", "master", "gradients", "optimizer", "buffers", "kept by malloc", "KV cache", "runtime")
 
 
-def show(plans: list[Plan], gpu_memory: int, basis: str, console: Console) -> None:
-    """Print memory, fit and seconds of every stage. basis: where seconds come from, or why there are none."""
+def show(plans: list[Plan], gpu_memory: int, console: Console) -> None:
+    """Print memory, fit and seconds of every stage. gpu_memory: bytes."""
     for plan in plans:
         console.print(
             f"\n[bold]{plan.stage.name}[/bold] ({plan.stage.kind}, {plan.stage.cluster.dtype})", highlight=False
@@ -36,7 +36,8 @@ def show(plans: list[Plan], gpu_memory: int, basis: str, console: Console) -> No
             console.print(_seconds(plan))
         for sentence in [*plan.stage.assumed, *(plan.seconds.assumed if plan.seconds else [])]:
             console.print(f"Assumed: {sentence}", style="dim", markup=False, highlight=False)
-    console.print(f"\n{basis}", style="dim", markup=False, highlight=False)
+    for basis in dict.fromkeys(plan.basis for plan in plans):
+        console.print(f"\n{basis}", style="dim", markup=False, highlight=False)
 
 
 def _memory(plan: Plan) -> Table:
