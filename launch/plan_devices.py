@@ -89,7 +89,7 @@ def on_the_same_gpus(stage: PlannedStage, gpu_memory: int, host_memory: int | No
     """Changes that make a stage fit on as many GPUs as it has, the cheaper ones first; None: they do not suffice.
 
     ZeRO-3 for every role; smaller token budgets, down to the longest sequence; engines over more GPUs each; optimizer
-    states in host memory; weights there too. What turns out to be needless is left out again.
+    states in host memory; weights there too. What turns out to be needless is left out again, the dearest first.
     """
     overrides: dict[str, Any] = {}
 
@@ -102,9 +102,11 @@ def on_the_same_gpus(stage: PlannedStage, gpu_memory: int, host_memory: int | No
             break
     else:
         return None
-    for key in list(overrides):
-        without = {other: value for other, value in overrides.items() if other != key}
-        if not key.startswith("rollout.") and fits(without):
+    for key in reversed(list(overrides)):
+        # An engine's workers and the GPUs of each change together.
+        going = {"rollout.workers", "rollout.tensor_parallel"} if key.startswith("rollout.") else {key}
+        without = {other: value for other, value in overrides.items() if other not in going}
+        if fits(without):
             overrides = without
     return Suggestion(layout(_with(stage, overrides), "cuda").gpus, _words(stage, overrides))
 
@@ -137,7 +139,7 @@ def _spread_fits(stage: PlannedStage, gpus: int, gpu_memory: int, host_memory: i
 
 
 def _spread(stage: PlannedStage, gpus: int, parallel: int) -> dict[str, Any]:
-    overrides: dict[str, Any] = {"placement": "colocate"}
+    overrides: dict[str, Any] = {"placement": "colocate"} if len(stage.members) > 1 or stage.engine else {}
     for member in stage.members:
         overrides |= {f"{member.role}.ranks": gpus, f"{member.role}.zero_stage": 3}
     if stage.engine is not None:

@@ -144,7 +144,7 @@ def test_smallest_cluster_by_hand(planned: Any) -> None:
     assert least == 3  # 145 GB of states on two GPUs leave no room for 12 bytes of 1e9 parameters' step
     spread = next(each for each in plan.suggestions if each.gpus > 1)
     assert spread.gpus == least
-    assert spread.overrides == ["cluster.placement=colocate", "cluster.actor.ranks=3"]
+    assert spread.overrides == ["cluster.actor.ranks=3"]
     assert planned(SFT, *spread.overrides).fits
     assert not planned(SFT, "cluster.actor.ranks=2").fits
 
