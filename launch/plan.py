@@ -48,6 +48,7 @@ def make_plans(stage: Any, gpu_memory: int, gpu: str = "H100") -> list[Plan]:
 def measure_this_machine(stage: Any | None, console: Console) -> None:
     """Calibrate for the device and type of a stage (of none: this machine's device) and say where that is kept."""
     from quadriga.launch import calibration
+    from quadriga.launch.calibration_bench import calibrate
 
     cluster = stage.cluster if stage is not None else ClusterSettings()
     device = device_of(cluster)
@@ -55,7 +56,7 @@ def measure_this_machine(stage: Any | None, console: Console) -> None:
     if device == "cuda" and not gpu_count():
         raise UserError("There is no GPU here to measure. Run `quadriga plan --calibrate` on a machine that has one.")
     with console.status("Measuring this machine") as status:
-        measured = calibration.calibrate(device, dtype, lambda text: status.update(f"Measuring this machine: {text}"))
+        measured = calibrate(device, dtype, lambda text: status.update(f"Measuring this machine: {text}"))
     file = calibration.save(measured)
     console.print(f"Measured {measured.machine} in {dtype}; kept in {file}", highlight=False, markup=False)
 

@@ -15,7 +15,8 @@ from quadriga.actors.settings import OptimizerSettings, SamplingSettings
 from quadriga.data.records import Prompt
 from quadriga.data.rundir import RunDir
 from quadriga.kernels.losses import LOSSES
-from quadriga.launch import calibration
+from quadriga.launch.calibration import Calibration
+from quadriga.launch.calibration_bench import calibrate
 from quadriga.launch.config import build
 from quadriga.launch.plan_devices import layout
 from quadriga.launch.plan_stages import planned_stages
@@ -132,9 +133,9 @@ def test_memory_is_as_planned(ray_cluster: None, large: Path, role: str, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def measured_machine(ray_cluster: None) -> Iterator[calibration.Calibration]:
+def measured_machine(ray_cluster: None) -> Iterator[Calibration]:
     """This machine as it is now, with whatever else runs on it."""
-    yield calibration.calibrate("cpu", "float32")
+    yield calibrate("cpu", "float32")
 
 
 def fresh(folder: Path, **shape: Any) -> Path:
@@ -191,7 +192,7 @@ def small_reward(folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [wide_sft, deep_ppo, small_reward])
 def test_seconds_are_as_planned(
-    measured_machine: calibration.Calibration, tmp_path: Path, config: Callable[[Path], dict[str, Any]]
+    measured_machine: Calibration, tmp_path: Path, config: Callable[[Path], dict[str, Any]]
 ) -> None:
     """Within 25 % of the median step; no measured model has one of these shapes."""
     common = {"name": "timed", "run_dir": str(tmp_path / "run"), "total_steps": 10, "tracking": {"wandb": False}}
