@@ -115,11 +115,12 @@ def as_json(plans: list[Plan], gpu_memory: int) -> dict[str, Any]:
 def _plan(stage: PlannedStage, gpu_memory: int, gpu: str) -> Plan:
     device = device_of(stage.cluster)
     found = layout(stage, device)
-    host_memory = memory_of_this_host(stage.cluster) if device == "cpu" else None
+    here = device == "cpu" or gpu_count() > 0
+    host_memory = memory_of_this_host(stage.cluster) if here else None
     fits = found.fits(gpu_memory, host_memory)
     suggestions: list[Suggestion] = []
     if device == "cuda" and not fits:
-        either = on_the_same_gpus(stage, gpu_memory, None), smallest(stage, gpu_memory, None)
+        either = on_the_same_gpus(stage, gpu_memory, host_memory), smallest(stage, gpu_memory, host_memory)
         suggestions = [suggestion for suggestion in either if suggestion is not None]
     speeds, basis = speeds_of(device, stage.cluster.dtype, gpu)
     seconds = step_time(stage, device, speeds) if speeds is not None else None

@@ -68,7 +68,7 @@ def host_footprint(member: Member, stage: PlannedStage, device: str) -> Footprin
         phases["update"] = rank.update() if cuda else rank.update_on_cpu()
     if not cuda:
         # Files are mapped while they are read, and a module's tensors are whole before they are partitioned.
-        phases["start"] = {"loading": (4 * rank.parameters) + rank.width * member.shape.largest()}
+        phases["start"] = {"loading": (4 * rank.parameters) + rank.width * member.shape.largest}
         if member.trained:
             held |= {"kept by malloc": rank.kept()}
             phases["forward"] = {}
@@ -95,7 +95,7 @@ def engine_footprint(stage: PlannedStage, device: str) -> Footprint:
         "KV cache": settings.kv_cache_bytes,
         "runtime": CUDA_CONTEXT if device == "cuda" else ENGINE_RUNTIME,
     }
-    batched = int(settings.engine.get("max_num_batched_tokens", 8192))
+    batched = min(int(settings.engine.get("max_num_batched_tokens", 8192)), running * stage.longest)
     phases: dict[Phase, dict[str, int]] = {
         # Logits, log-probs and the sampler's noise, float32 each.
         "generate": {
@@ -106,7 +106,7 @@ def engine_footprint(stage: PlannedStage, device: str) -> Footprint:
     host: dict[str, int] = {}
     if stage.syncs:
         received = width * parameters  # buckets stay alive until the last has come
-        block = min(stage.cluster.bucket_bytes, width * shape.largest())
+        block = min(stage.cluster.bucket_bytes, width * shape.largest)
         # On CPU: what has come, a bucket in shared memory, and layers being packed anew.
         whole = received + min(stage.cluster.bucket_bytes, received) + packed
         phases["sync"] = {"transfer": block if device == "cuda" else whole}
@@ -216,7 +216,7 @@ class _Rank:
         """
         if self.stage != 3:
             return 0
-        ahead = self.shape.largest() + int(self.zero.get("stage3_prefetch_bucket_size", 50_000_000))
+        ahead = self.shape.largest + int(self.zero.get("stage3_prefetch_bucket_size", 50_000_000))
         kept = int(self.zero.get("stage3_max_reuse_distance", 1_000_000_000)) // 2 if trains else 0
         return self.width * min(self.parameters, ahead + kept)
 
@@ -260,7 +260,7 @@ class _Rank:
         Without ZeRO it goes from tensor to tensor.
         """
         if not self.stage:
-            return 8 * self.shape.largest()
+            return 8 * self.shape.largest
         return 12 * min(self.share, int(self.zero.get("sub_group_size", 1_000_000_000)))
 
     def _reduction(self) -> int:

@@ -46,9 +46,9 @@ class ModelShape:
         top = (0 if self.tied else self.embedding) if head == "logprobs" else self.hidden + 1
         return self.layers * self.layer + self.around + top
 
-    def largest(self, head: Head = "logprobs") -> int:
+    @property
+    def largest(self) -> int:
         """Parameters of the largest module, which ZeRO-3 gathers whole: the embedding, or a matrix of a layer."""
-        del head  # either kind of model has the embedding
         return max(self.embedding, self.hidden * self.intermediate)
 
     def tensors(self, head: Head = "logprobs") -> int:
