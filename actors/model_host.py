@@ -100,7 +100,7 @@ class ModelHost:
             "partitioned_tensors": partitioned,
             "pid": os.getpid(),
             "node": os.uname().nodename,
-            "memory_before": before,  # the model
+            "memory_before_model": before,
         }
         return self._result(description, began)
 

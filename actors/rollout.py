@@ -182,7 +182,7 @@ class RolloutWorker:
         """Start the engine. load: read the weights of `model` (version 0); otherwise they come by a sync."""
         began = time.monotonic()
         self.model = model
-        before = 0  # the model is there
+        before = 0
 
         def build() -> Any:
             nonlocal before
@@ -222,7 +222,7 @@ class RolloutWorker:
         if load:
             self._commit(0)
         seconds = time.monotonic() - began
-        return {"seconds": seconds, "memory": memory_bytes(self.device), "memory_before": before}
+        return {"seconds": seconds, "memory": memory_bytes(self.device), "memory_before_model": before}
 
     def submit(self, requests: list[Request], version: int) -> None:
         """Queue requests, to be answered by weights of this version.

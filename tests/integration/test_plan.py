@@ -99,7 +99,7 @@ def work_as(role: str, running: Processes) -> int:
         import ray
 
         (worker,) = running.fleet.workers
-        return running.fleet.peak_memory() - ray.get(worker.starting)["memory_before"]
+        return running.fleet.peak_memory() - ray.get(worker.starting)["memory_before_model"]
     group = running.groups[role]
     for _ in range(3):
         if role in ("actor", "reference"):
@@ -111,7 +111,7 @@ def work_as(role: str, running: Processes) -> int:
         train(group, LOSSES["policy_clip"](0.2))
     if role == "critic":
         train(group, LOSSES["value_clip"](0.2))
-    return group.memory - group.description["memory_before"]
+    return group.memory - group.description["memory_before_model"]
 
 
 @pytest.mark.parametrize(
