@@ -100,10 +100,8 @@ class _Bench:
                 # The first call after one of the other kind records DeepSpeed's trace anew, and is not counted.
                 timed.append(([], [], partial(self.call, spec.role, kind, LENGTHS[0])))
                 for lengths in lengths_of_calls:
-                    features, run = (
-                        self.features(spec.role, kind, lengths),
-                        partial(self.call, spec.role, kind, lengths),
-                    )
+                    features = self.features(spec.role, kind, lengths)
+                    run = partial(self.call, spec.role, kind, lengths)
                     timed.append((calls[spec.threads][kind], features, run))
         timed += [(drawn, self.drawing(*answers), partial(self.generate, *answers)) for answers in ANSWERS]
         timed.append((sent, sync_features(self.shape, self.width), self.sync))
