@@ -90,6 +90,7 @@ class ModelHost:
         from quadriga.actors.weights import full_shape
         from quadriga.actors.zero import ZeroEngine, deepspeed_config
 
+        before = memory_bytes(spec.device)
         self.torch = torch
         torch.manual_seed(spec.model.seed)
         dtype = getattr(torch, spec.cluster.dtype)
@@ -103,6 +104,7 @@ class ModelHost:
             "tensors": tensors,
             "partitioned_tensors": partitioned,
             "pid": os.getpid(),
+            "memory_before_model": before,
         }
         return self._result(description, began)
 

@@ -182,8 +182,10 @@ class RolloutWorker:
         """Start the engine. load: read the weights of `model` (version 0); otherwise they come by a sync."""
         began = time.monotonic()
         self.model = model
+        before = 0
 
         def build() -> Any:
+            nonlocal before
             from vllm.config import WeightTransferConfig
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
@@ -192,6 +194,7 @@ class RolloutWorker:
 
             settings = self.settings
             start_torch(self.device, settings.threads)
+            before = memory_bytes(self.device)
             arguments = dict(
                 model=model,
                 dtype=dtype,
@@ -218,7 +221,8 @@ class RolloutWorker:
         self.loop.call(lambda engine: engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}}))
         if load:
             self._commit(0)
-        return {"seconds": time.monotonic() - began, "memory": memory_bytes(self.device)}
+        seconds = time.monotonic() - began
+        return {"seconds": seconds, "memory": memory_bytes(self.device), "memory_before_model": before}
 
     def submit(self, requests: list[Request], version: int) -> None:
         """Queue requests, to be answered by weights of this version.

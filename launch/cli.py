@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from quadriga.actors.device import prepare_driver
 from quadriga.data.errors import Fault, UserError
-from quadriga.launch import cli_hosts, cli_jobs
+from quadriga.launch import cli_hosts, cli_jobs, cli_plan
 
 Kind = Literal["policy", "reward"]
 LAUNCHERS = ("ssh", "slurm", "kubernetes")
@@ -245,6 +245,7 @@ def schema() -> None:
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
+    cli_plan.plan,
     cli_jobs.submit,
     cli_jobs.jobs,
     cli_jobs.logs,

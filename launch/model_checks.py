@@ -152,18 +152,18 @@ def data_loads(stage: Any, folder: str) -> str:
 
     tokenizer = load_tokenizer(folder)
     if isinstance(stage, PpoStage | RankStage):
-        prompts = datasets.load_prompts(_sample(stage.prompts), tokenizer, stage.seed)
+        prompts = datasets.load_prompts(few_rows(stage.prompts), tokenizer, stage.seed)
         longest = max(len(prompt.token_ids) for prompt in prompts.train)
         return f"prompts read: {len(prompts.train)} of a sample, up to {longest} tokens"
     rows: datasets.Split[Any]
     if isinstance(stage, PretrainStage):
-        rows = datasets.load_documents(_sample(stage.data), tokenizer, stage.seed)
+        rows = datasets.load_documents(few_rows(stage.data), tokenizer, stage.seed)
     elif isinstance(stage, RewardStage):
-        rows = datasets.load_rankings(_sample(stage.data), tokenizer, stage.seed)
+        rows = datasets.load_rankings(few_rows(stage.data), tokenizer, stage.seed)
         if stage.demonstrations is not None:
-            datasets.load_demonstrations(_sample(stage.demonstrations), tokenizer, stage.seed)
+            datasets.load_demonstrations(few_rows(stage.demonstrations), tokenizer, stage.seed)
     else:
-        rows = datasets.load_demonstrations(_sample(stage.data), tokenizer, stage.seed)
+        rows = datasets.load_demonstrations(few_rows(stage.data), tokenizer, stage.seed)
     return f"data read: {len(rows.train)} rows of a sample, {len(rows.skipped)} left out"
 
 
@@ -183,7 +183,7 @@ def data_reads(data: DataSettings) -> str:
     return f"data read: {rows} rows of a sample"
 
 
-def _sample(data: DataSettings) -> DataSettings:
+def few_rows(data: DataSettings) -> DataSettings:
     """The same sources, short and without a split: what is held out of a few rows says nothing."""
     train, heldout = ([_short(source) for source in sources] for sources in (data.train, data.heldout))
     return data.model_copy(update={"train": train, "heldout": heldout, "heldout_fraction": 0.0})

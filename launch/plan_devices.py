@@ -1,0 +1,221 @@
+"""Which processes share a GPU or a host, what each of these has to hold, and what would make a stage fit."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from quadriga.actors.settings import ClusterSettings
+from quadriga.launch.plan_memory import Footprint, engine_footprint, host_footprint
+from quadriga.launch.plan_stages import PlannedStage
+
+GPUS_PER_HOST = 8
+"""As in DGX and HGX machines."""
+
+LIBRARIES = 3 << 30
+"""Host memory of a process on a GPU: the libraries that it loads, CUDA's side of pinned memory. An allowance."""
+
+LARGEST_CLUSTER = 1024
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of GPU (or the machine, on CPU) and how many there are of it. bytes: the sum of its processes' peaks.
+
+    Peaks are added even where phases take turns: a process does not give back to others what it once allocated.
+    """
+
+    kind: Literal["gpu", "host"]
+    count: int
+    roles: list[str]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A stage's processes: role -> footprint of each, and what they add up to."""
+
+    footprints: dict[str, Footprint]
+    devices: list[Device]
+    gpus: int
+
+    def fits(self, gpu_memory: int, host_memory: int | None) -> bool:
+        """Whether every device holds what is on it. host_memory: None where it is not known."""
+        hosts = [device.bytes for device in self.devices if device.kind == "host"]
+        gpus = [device.bytes for device in self.devices if device.kind == "gpu"]
+        return max(gpus, default=0) <= gpu_memory and (host_memory is None or max(hosts) <= host_memory)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Overrides under which a stage fits, and the GPUs that it then takes."""
+
+    gpus: int
+    overrides: list[str]
+
+
+def layout(stage: PlannedStage, device: str) -> Layout:
+    """Where the processes of a stage sit, as `actors.placement.place` would seat them, and what they need."""
+    footprints: dict[str, Footprint] = {m.role: host_footprint(m, stage, device) for m in stage.members}
+    if stage.engine is not None:
+        footprints["rollout"] = engine_footprint(stage, device)
+    if device == "cpu":
+        total = sum(footprint.peak * _processes(stage, role) for role, footprint in footprints.items())
+        return Layout(footprints, [Device("host", 1, list(footprints), total)], 0)
+    gpus = list(_gpus(stage, footprints))
+    kinds = Counter(tuple(roles) for roles in gpus)
+    devices = [
+        Device("gpu", number, _distinct(roles), sum(footprints[role].peak for role in roles))
+        for roles, number in kinds.items()
+    ]
+    return Layout(footprints, [*devices, _host(gpus, footprints)], len(gpus))
+
+
+def smallest(stage: PlannedStage, gpu_memory: int, host_memory: int | None) -> Suggestion | None:
+    """The fewest GPUs that hold a stage when every role is divided over all of them by ZeRO-3; None: no number does.
+
+    Token budgets and offload stay as they are; engines span as few GPUs as their weights and cache need.
+    """
+    size = 1
+    while size <= LARGEST_CLUSTER and not _spread_fits(stage, size, gpu_memory, host_memory):
+        size *= 2
+    for gpus in range(size // 2 + 1, min(size, LARGEST_CLUSTER) + 1):
+        if overrides := _spread_fits(stage, gpus, gpu_memory, host_memory):
+            return Suggestion(gpus, _words(stage, overrides))
+    return None
+
+
+def on_the_same_gpus(stage: PlannedStage, gpu_memory: int, host_memory: int | None) -> Suggestion | None:
+    """Changes that make a stage fit on as many GPUs as it has, the cheaper ones first; None: they do not suffice.
+
+    ZeRO-3 for every role; smaller token budgets, down to the longest sequence; engines over more GPUs each; optimizer
+    states in host memory; weights there too. What turns out to be needless is left out again, the dearest first.
+    """
+    overrides: dict[str, Any] = {}
+
+    def fits(changes: dict[str, Any]) -> bool:
+        return layout(_with(stage, changes), "cuda").fits(gpu_memory, host_memory)
+
+    for change in _cheaper(stage):
+        overrides |= change
+        if fits(overrides):
+            break
+    else:
+        return None
+    for key in reversed(list(overrides)):
+        # An engine's workers and the GPUs of each change together.
+        going = {"rollout.workers", "rollout.tensor_parallel"} if key.startswith("rollout.") else {key}
+        without = {other: value for other, value in overrides.items() if other not in going}
+        if fits(without):
+            overrides = without
+    return Suggestion(layout(_with(stage, overrides), "cuda").gpus, _words(stage, overrides))
+
+
+def _cheaper(stage: PlannedStage) -> Iterator[dict[str, Any]]:
+    roles = [member.role for member in stage.members]
+    trained = [member.role for member in stage.members if member.trained]
+    yield {f"{role}.zero_stage": 3 for role in roles}
+    for key in ("train_tokens", "forward_tokens"):
+        tokens = getattr(stage.cluster, key)
+        while tokens // 2 >= stage.longest:
+            tokens //= 2
+            yield {key: tokens}
+    if stage.engine is not None:
+        workers, parallel = stage.cluster.rollout.workers, stage.cluster.rollout.tensor_parallel
+        while workers % 2 == 0 and parallel < 8 and _divides(stage, 2 * parallel):
+            workers, parallel = workers // 2, parallel * 2
+            yield {"rollout.workers": workers, "rollout.tensor_parallel": parallel}
+    yield {f"{role}.offload": "optimizer" for role in trained}
+    yield {f"{role}.offload": "all" for role in roles}
+
+
+def _spread_fits(stage: PlannedStage, gpus: int, gpu_memory: int, host_memory: int | None) -> dict[str, Any] | None:
+    """Overrides that divide a stage over so many GPUs, where it then fits."""
+    for parallel in (size for size in (1, 2, 4, 8) if gpus % size == 0 and _divides(stage, size)):
+        overrides = _spread(stage, gpus, parallel)
+        if layout(_with(stage, overrides), "cuda").fits(gpu_memory, host_memory):
+            return overrides
+    return None
+
+
+def _spread(stage: PlannedStage, gpus: int, parallel: int) -> dict[str, Any]:
+    overrides: dict[str, Any] = {"placement": "colocate"} if len(stage.members) > 1 or stage.engine else {}
+    for member in stage.members:
+        overrides |= {f"{member.role}.ranks": gpus, f"{member.role}.zero_stage": 3}
+    if stage.engine is not None:
+        overrides |= {"rollout.workers": gpus // parallel, "rollout.tensor_parallel": parallel}
+    return overrides
+
+
+def _divides(stage: PlannedStage, parallel: int) -> bool:
+    """vLLM gives every GPU as many heads."""
+    return stage.engine is None or stage.engine.heads % parallel == 0
+
+
+def _with(stage: PlannedStage, overrides: dict[str, Any]) -> PlannedStage:
+    data = stage.cluster.model_dump()
+    for key, value in overrides.items():
+        section, _, name = key.rpartition(".")
+        (data[section] if section else data)[name] = value
+    return replace(stage, cluster=ClusterSettings.model_validate(data))
+
+
+def _words(stage: PlannedStage, overrides: dict[str, Any]) -> list[str]:
+    """As on the command line, without what is so already."""
+    before = stage.cluster.model_dump()
+    result = []
+    for key, value in overrides.items():
+        section, _, name = key.rpartition(".")
+        if (before[section] if section else before)[name] != value:
+            result.append(f"cluster.{key}={value}")
+    return result
+
+
+def _processes(stage: PlannedStage, role: str) -> int:
+    return stage.cluster.rollout.workers if role == "rollout" else stage.cluster.host(role).ranks  # type: ignore[arg-type]
+
+
+def _gpus(stage: PlannedStage, footprints: dict[str, Footprint]) -> Iterator[list[str]]:
+    """The roles of every GPU, one entry a process."""
+    groups = _groups(stage.cluster, list(footprints))
+    for group in groups:
+        seats = [_seats(stage, role, alone=len(group) == 1) for role in group]
+        for number in range(max(len(each) for each in seats)):
+            yield [role for each in seats if number < len(each) for role in each[number]]
+
+
+def _groups(cluster: ClusterSettings, roles: list[str]) -> list[list[str]]:
+    """Roles that share their GPUs. `auto` separates them: how many GPUs a cluster has is not known before it is up."""
+    if cluster.placement == "colocate":
+        return [roles] if roles else []
+    shared = [[role for role in group if role in roles] for group in cluster.placement] if _listed(cluster) else []
+    shared = [group for group in shared if group]
+    return shared + [[role] for role in roles if not any(role in group for group in shared)]
+
+
+def _listed(cluster: ClusterSettings) -> bool:
+    return isinstance(cluster.placement, list)
+
+
+def _seats(stage: PlannedStage, role: str, alone: bool) -> list[list[str]]:
+    """Processes of a role on each of its GPUs: an engine spans several, and ranks with a part of a GPU share one."""
+    number = _processes(stage, role)
+    if role == "rollout":
+        return [[role]] * (number * stage.cluster.rollout.tensor_parallel)
+    share = stage.cluster.host(role).gpus  # type: ignore[arg-type]
+    each = max(1, int(1 / share)) if alone and 0 < share < 1 else 1
+    return [[role] * min(each, number - start) for start in range(0, number, each)]
+
+
+def _host(gpus: list[list[str]], footprints: dict[str, Footprint]) -> Device:
+    """The host with most to hold, when GPUs are packed on as few hosts as possible."""
+    hosts = [gpus[start : start + GPUS_PER_HOST] for start in range(0, len(gpus), GPUS_PER_HOST)]
+    needs = [
+        (sum(LIBRARIES + sum(footprints[role].host.values()) for gpu in host for role in gpu), host) for host in hosts
+    ]
+    most, fullest = max(needs, key=lambda need: need[0])
+    return Device("host", len(hosts), _distinct(role for gpu in fullest for role in gpu), most)
+
+
+def _distinct(roles: Any) -> list[str]:
+    return list(dict.fromkeys(roles))

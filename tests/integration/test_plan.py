@@ -1,0 +1,206 @@
+"""What a plan says against what processes really take: memory of a model of 100M parameters, seconds of whole steps."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import demonstrations, prompts, rankings
+
+from quadriga.actors.group import ActorGroup, Element
+from quadriga.actors.models import ModelSpec
+from quadriga.actors.settings import OptimizerSettings, SamplingSettings
+from quadriga.data.records import Prompt
+from quadriga.data.rundir import RunDir
+from quadriga.kernels.losses import LOSSES
+from quadriga.launch.calibration import Calibration
+from quadriga.launch.calibration_bench import calibrate
+from quadriga.launch.config import build
+from quadriga.launch.plan_devices import layout
+from quadriga.launch.plan_stages import planned_stages
+from quadriga.launch.plan_time import step_time
+from quadriga.orchestrator.cluster import Hosting, Processes, RolloutPlan, processes
+from quadriga.orchestrator.rollout_pool import RolloutPool
+from quadriga.orchestrator.run import run
+from quadriga.orchestrator.tracking import read_metrics
+
+pytestmark = pytest.mark.integration
+
+LENGTH = 64
+CLUSTER = {
+    "device": "cpu",
+    "train_tokens": 512,
+    "forward_tokens": 512,
+    "rollout": {"kv_cache_bytes": 64 << 20},
+    "deadlines": {"start": 300, "call": 300, "generate": 300},
+}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 109,529,856 random parameters."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "llama",
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        vocab_size=32000,
+        tie_word_embeddings=True,
+    )
+    folder = tmp_path_factory.mktemp("large")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def as_ppo(model: Path) -> Any:
+    """A PPO stage whose models are all this one; its data is not read."""
+    half = {"max_tokens": LENGTH}
+    return build(
+        {
+            "stage": "ppo",
+            "name": "planned",
+            "policy": {"path": str(model)},
+            "reward": {"path": str(model)},
+            "prompts": {"train": "none.jsonl", **half},
+            "sampling": half,
+            "cluster": CLUSTER,
+        }
+    )
+
+
+def sequences(number: int) -> list[list[int]]:
+    """Random tokens."""
+    generator = np.random.default_rng(0)
+    return [generator.integers(3, 30000, LENGTH).tolist() for _ in range(number)]
+
+
+def train(group: ActorGroup, loss: Any) -> None:
+    """Two optimizer steps of one full micro-batch."""
+    fields = ("mask", "advantages", "old_logprobs", "old_values", "returns")
+    elements = [Element([s], tokens={name: [np.ones(LENGTH, np.float32)] for name in fields}) for s in sequences(8)]
+    for _ in range(2):
+        group.update(elements, loss, 8.0 * LENGTH, 1e-5).result()
+
+
+def work_as(role: str, running: Processes) -> int:
+    """Do what a role does in a step; returns how much its process grew since its imports, in bytes."""
+    if role == "rollout":
+        pool = RolloutPool(running.fleet, (), lambda ids: "")
+        sender = running.groups["reference"]
+        for version in range(2):
+            pool.sync(version, lambda workers, v=version: sender.send_weights(v, workers).result()[1])  # type: ignore[misc]
+            asked = [Prompt(str(number), [], ids) for number, ids in enumerate(sequences(16))]
+            pool.generate(asked, 1, SamplingSettings(max_tokens=8), 0, version)
+        import ray
+
+        (worker,) = running.fleet.workers
+        return running.fleet.peak_memory() - ray.get(worker.starting)["memory_before_model"]
+    group = running.groups[role]
+    for _ in range(3):
+        if role in ("actor", "reference"):
+            group.forward_logprobs(sequences(16), 1.0, "forward").result()
+        else:
+            values = group.forward_values if role == "critic" else group.forward_scores
+            values(sequences(16), "forward").result()
+    if role == "actor":
+        train(group, LOSSES["policy_clip"](0.2))
+    if role == "critic":
+        train(group, LOSSES["value_clip"](0.2))
+    return group.memory - group.description["memory_before_model"]
+
+
+@pytest.mark.parametrize(
+    "role",
+    ["reference", *(pytest.param(role, marks=pytest.mark.slow) for role in ("actor", "critic", "reward", "rollout"))],
+)
+def test_memory_is_as_planned(ray_cluster: None, large: Path, role: str, tmp_path: Path) -> None:
+    """Within 10 % of what the process grew by."""
+    settings = as_ppo(large)
+    planned = layout(planned_stages(settings)[0], "cpu").footprints[role].peak
+    hosted = "reference" if role == "rollout" else role
+    spec = ModelSpec(str(large), "logprobs" if hosted in ("actor", "reference") else "scalar", bias=0.0)
+    hosting = Hosting(hosted, spec, OptimizerSettings() if hosted in ("actor", "critic") else None)  # type: ignore[arg-type]
+    rollout = RolloutPlan(str(large), 2 * LENGTH, load=False) if role == "rollout" else None
+    with processes(settings.cluster, [hosting], rollout, str(tmp_path)) as running:
+        measured = work_as(role, running)
+    print(f"{role}: planned {planned / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
+    assert planned == pytest.approx(measured, rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def measured_machine(ray_cluster: None) -> Iterator[Calibration]:
+    """This machine as it is now, with whatever else runs on it."""
+    yield calibrate("cpu", "float32")
+
+
+def fresh(folder: Path, **shape: Any) -> Path:
+    """A Llama of this shape with random weights and a small tokenizer."""
+    from quadriga.actors.export import save_fresh_model
+    from quadriga.data.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(["What is the red sun? It is old. The blue moon is a green star."] * 4, 300)
+    common = {"model_type": "llama", "max_position_embeddings": 256, "tie_word_embeddings": True}
+    save_fresh_model(common | shape, tokenizer, 0, folder)
+    return folder
+
+
+def scorer(model: Path, folder: Path) -> Path:
+    """A reward model on the trunk of another model."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    judge = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1, dtype=torch.float32)
+    judge.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return folder
+
+
+def wide_sft(folder: Path) -> dict[str, Any]:
+    """Two layers, 256 wide."""
+    model = fresh(folder / "m", hidden_size=256, intermediate_size=768, num_hidden_layers=2, num_attention_heads=4)
+    data = {"train": demonstrations(folder / "rows.jsonl"), "max_tokens": 64}
+    return {"stage": "sft", "model": {"path": str(model)}, "data": data, "batch_size": 32}
+
+
+def deep_ppo(folder: Path) -> dict[str, Any]:
+    """Four layers, 192 wide, every model."""
+    model = fresh(folder / "m", hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6)
+    return {
+        "stage": "ppo",
+        "policy": {"path": str(model)},
+        "reward": {"path": str(scorer(model, folder / "judge"))},
+        "prompts": {"train": prompts(folder / "rows.jsonl"), "max_tokens": 32},
+        "prompts_per_step": 16,
+        "samples_per_prompt": 2,
+        "sampling": {"max_tokens": 24},
+        "algorithm": {"minibatch_size": 16},
+    }
+
+
+def small_reward(folder: Path) -> dict[str, Any]:
+    """Three layers, 128 wide, in batches of ten prompts with four answers each."""
+    model = fresh(folder / "m", hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2)
+    data = {"train": rankings(folder / "rows.jsonl"), "max_tokens": 64}
+    return {"stage": "reward", "model": {"path": str(model)}, "data": data, "batch_size": 10}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [wide_sft, deep_ppo, small_reward])
+def test_seconds_are_as_planned(
+    measured_machine: Calibration, tmp_path: Path, config: Callable[[Path], dict[str, Any]]
+) -> None:
+    """Within 25 % of the median step; no measured model has one of these shapes."""
+    common = {"name": "timed", "run_dir": str(tmp_path / "run"), "total_steps": 10, "tracking": {"wandb": False}}
+    settings = build({**config(tmp_path), **common, "cluster": {"device": "cpu"}})
+    planned = step_time(planned_stages(settings)[0], "cpu", measured_machine)
+    assert run(settings) == 0
+    rows = read_metrics(RunDir(settings.run_dir).metrics_path)[2:]
+    measured = median(row["timing_s/step"] for row in rows)
+    parts = {key: round(median(row[key] for row in rows), 3) for key in rows[0] if key.startswith("timing_s/")}
+    print(f"{config.__name__}: planned {planned.step:.3f} s {planned.phases}, measured {measured:.3f} s {parts}")
+    assert planned.step == pytest.approx(measured, rel=0.25)
