@@ -120,7 +120,7 @@ def _cheaper(stage: PlannedStage) -> Iterator[dict[str, Any]]:
         while tokens // 2 >= stage.longest:
             tokens //= 2
             yield {key: tokens}
-    if stage.engine is not None:
+    if stage.engine is not None and not _engine_shares(stage):
         workers, parallel = stage.cluster.rollout.workers, stage.cluster.rollout.tensor_parallel
         while workers % 2 == 0 and parallel < 8 and _divides(stage, 2 * parallel):
             workers, parallel = workers // 2, parallel * 2
@@ -131,20 +131,36 @@ def _cheaper(stage: PlannedStage) -> Iterator[dict[str, Any]]:
 
 def _spread_fits(stage: PlannedStage, gpus: int, gpu_memory: int, host_memory: int | None) -> dict[str, Any] | None:
     """Overrides that divide a stage over so many GPUs, where it then fits."""
-    for parallel in (size for size in (1, 2, 4, 8) if gpus % size == 0 and _divides(stage, size)):
-        overrides = _spread(stage, gpus, parallel)
+    for overrides in _spreads(stage, gpus):
         if layout(_with(stage, overrides), "cuda").fits(gpu_memory, host_memory):
             return overrides
     return None
 
 
-def _spread(stage: PlannedStage, gpus: int, parallel: int) -> dict[str, Any]:
-    overrides: dict[str, Any] = {"placement": "colocate"} if len(stage.members) > 1 or stage.engine else {}
-    for member in stage.members:
-        overrides |= {f"{member.role}.ranks": gpus, f"{member.role}.zero_stage": 3}
-    if stage.engine is not None:
-        overrides |= {"rollout.workers": gpus // parallel, "rollout.tensor_parallel": parallel}
-    return overrides
+def _spreads(stage: PlannedStage, gpus: int) -> Iterator[dict[str, Any]]:
+    """Ways to use so many GPUs: models and engines on all of them, or one engine on some that it has to itself."""
+    roles = [member.role for member in stage.members]
+
+    def models(ranks: int) -> dict[str, Any]:
+        return {f"{role}.{key}": value for role in roles for key, value in (("ranks", ranks), ("zero_stage", 3))}
+
+    if stage.engine is None:
+        yield ({"placement": "colocate"} if len(roles) > 1 else {}) | models(gpus)
+        return
+    engine = {"rollout.tensor_parallel": 1, "rollout.workers": gpus}
+    yield ({"placement": "colocate"} if roles else {}) | models(gpus) | engine
+    for parallel in (size for size in (1, 2, 4, 8) if _divides(stage, size)):
+        engine = {"rollout.tensor_parallel": parallel, "rollout.workers": 1}
+        if not roles and gpus % parallel == 0:
+            yield engine | {"rollout.workers": gpus // parallel}
+        elif roles and gpus > parallel:
+            yield {"placement": [roles, ["rollout"]]} | models(gpus - parallel) | engine
+
+
+def _engine_shares(stage: PlannedStage) -> bool:
+    """Whether engines and models are on the same GPUs, where an engine may have one only."""
+    groups = _groups(stage.cluster, [*(member.role for member in stage.members), "rollout"])
+    return any("rollout" in group and len(group) > 1 for group in groups)
 
 
 def _divides(stage: PlannedStage, parallel: int) -> bool:
@@ -167,8 +183,13 @@ def _words(stage: PlannedStage, overrides: dict[str, Any]) -> list[str]:
     for key, value in overrides.items():
         section, _, name = key.rpartition(".")
         if (before[section] if section else before)[name] != value:
-            result.append(f"cluster.{key}={value}")
+            result.append(f"cluster.{key}={_plain(value)}")
     return result
+
+
+def _plain(value: Any) -> str:
+    """As YAML reads it, without spaces that a shell would split at."""
+    return f"[{','.join(map(_plain, value))}]" if isinstance(value, list) else str(value)
 
 
 def _processes(stage: PlannedStage, role: str) -> int:

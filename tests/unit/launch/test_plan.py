@@ -22,7 +22,17 @@ PPO = {
     "reward": {"path": "models/not-there-yet"},
     "prompts": {"train": "prompts.jsonl", "max_tokens": 512},
     "sampling": {"max_tokens": 512},
-    "cluster": "clusters/h100x8-8b",
+    "cluster": {
+        "device": "cuda",
+        "dtype": "bfloat16",
+        "placement": "colocate",
+        **{role: {"ranks": 8, "zero_stage": 3} for role in ("actor", "critic", "reference", "reward")},
+        "rollout": {"workers": 8, "kv_cache_bytes": 8 << 30, "enforce_eager": False, "prefix_caching": True},
+        "train_tokens": 2048,
+        "forward_tokens": 16384,
+        "persistence_threshold": 100000,
+        "bucket_bytes": 1 << 30,
+    },
 }
 SFT = {
     "stage": "sft",
@@ -244,3 +254,13 @@ def test_bad_input(write: Any, capsys: pytest.CaptureFixture[str], overrides: li
 def test_nothing_to_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan"]) == 2
     assert "Name a config to plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "cluster", "tokens"),
+    [("llama-3.1-8b", "h100x8-8b", 2048), ("llama-3.2-1b", "h100x1-1b", 2048), ("llama-3.1-70b", "h100x32-70b", 1024)],
+)
+def test_presets_hold_what_they_say(planned: Any, model: str, cluster: str, tokens: int) -> None:
+    sizes = (f"prompts.max_tokens={tokens // 2}", f"sampling.max_tokens={tokens // 2}")
+    plan = planned(PPO, f"policy=models/{model}", f"cluster=clusters/{cluster}", *sizes)
+    assert plan.fits
