@@ -46,16 +46,16 @@ def mark(name: str, host: str) -> str:
 def start_order(name: str, host: Host, facts: Facts, head: str | None, files: dict[str, str]) -> dict[str, Any]:
     """The order for `remote.up`. head: the head's address, None on the head itself."""
     below = _below(name, host.name)
-    command = [*ray_command(host.settings, facts, head), f"--temp-dir={below['temporary']}"]
+    command = [*ray_command(host.settings, facts.address, facts.cores, head), f"--temp-dir={below['temporary']}"]
     environment = driver_environment() | RAY_SETTINGS
     return below | {"command": command, "environment": environment, "files": files, "seconds": UP_SECONDS}
 
 
-def ray_command(settings: SshSettings, facts: Facts, head: str | None) -> list[str]:
+def ray_command(settings: SshSettings, address: str, cores: int | str, head: str | None) -> list[str]:
     """`ray start` on one host, in the foreground, with every port of its own fixed."""
     low, high = settings.worker_ports
     words = [settings.python, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-    words += [f"--node-ip-address={facts.address}", f"--num-cpus={facts.cores}"]
+    words += [f"--node-ip-address={address}", f"--num-cpus={cores}"]
     words += [f"--{option}={low + place}" for place, option in enumerate(FIXED)]
     words += [f"--min-worker-port={low + CLIENT + 1}", f"--max-worker-port={high}"]
     if head is not None:
@@ -162,8 +162,8 @@ def rehearse(stage: Any, console: Console) -> None:
     settings = stage.cluster.ssh
     head, *others = hosts_of(settings)
     for host in (head, *others):
-        facts = Facts(f"<address of {host.name}>", (3, 0, 0), {}, 0, 0, (), 0, 0, (), 0.0, 0.0)
-        command = ray_command(settings, facts, None if host is head else f"<address of {head.name}>")
+        joins = None if host is head else f"<address of {head.name}>"
+        command = ray_command(settings, f"<address of {host.name}>", "<cores>", joins)
         console.print(f"# {host.name}: facts, ports and the run directory, then", style="dim", highlight=False)
         console.print(shlex.join([*host.ssh(), shlex.join(command)]), highlight=False, markup=False, soft_wrap=True)
     console.print("# the run, as a job on the head", style="dim", highlight=False)
