@@ -22,6 +22,7 @@ from quadriga.orchestrator.tracking import read_metrics
 
 pytestmark = pytest.mark.integration
 
+SECRET = "c0ffee" * 6
 NODES = {
     "placement": [["actor", "critic", "reference", "reward"], ["rollout"]],
     "actor": {"ranks": 2, "nodes": 2},
@@ -64,13 +65,24 @@ def quadriga(folder: Path, config: dict[str, Any], *words: str, verb: str = "lau
 
 
 def test_a_run_on_three_hosts_gives_the_weights_of_one_host(
-    three: Hosts, made_model: Path, made_reward: Path, tmp_path: Path
+    three: Hosts, made_model: Path, made_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = CLUSTER | NODES | {"ssh": three.ssh()}
-    config = ppo(tmp_path / "three", made_model, made_reward, cluster=cluster)
-    said = quadriga(tmp_path, config).communicate(timeout=400)[0]
+    """The launching process is killed on the way; launched again, it follows the run that went on without it."""
+    monkeypatch.setenv("QUADRIGA_TEST_SECRET", SECRET)
+    cluster = CLUSTER | NODES | {"ssh": three.ssh(environment=["QUADRIGA_TEST_SECRET"])}
+    slow = {"action": "slow", "role": "rollout", "step": 2, "phase": "generate", "seconds": 10}
+    config = ppo(tmp_path / "three", made_model, made_reward, cluster=cluster, faults={"planned": [slow]})
     run_dir = RunDir(config["run_dir"])
+    first = quadriga(tmp_path, config)
+    event(run_dir, first, event="fault_injected")
+    first.kill()
+    first.wait()
+    said = quadriga(tmp_path, config).communicate(timeout=400)[0]
+    assert "The cluster of this run is up already" in said
     assert run_dir.read_run().get("status") == "finished", said
+    assert len(run_dir.read_run()["attempts"]) == 1
+    written = [file for file in run_dir.path.rglob("*") if file.is_file()]
+    assert written and not any(SECRET.encode() in file.read_bytes() for file in written)
     record = run_dir.read_run()
     where = {name: record["nodes"][node] for name, (node, _) in record["processes"].items()}
     assert where == {
