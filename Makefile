@@ -61,7 +61,8 @@ chaos: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m chaos -s tests/integration
 
 cluster-test: setup
-	$(TEST_ENV) $(BIN)/python -m pytest -m "cluster or not slow" tests/integration/test_cluster.py tests/integration/test_hosts.py
+	$(TEST_ENV) $(BIN)/python -m pytest -m integration tests/integration/test_cluster.py \
+	  tests/integration/test_hosts.py tests/integration/test_slurm.py
 
 learn: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m learn -s tests/e2e

@@ -18,7 +18,11 @@ from quadriga.launch.config import build
 from quadriga.launch.slurm import launch_slurm
 from quadriga.orchestrator.tracking import read_metrics
 
-pytestmark = [pytest.mark.integration, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.cluster,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
 
 STEPS, PATIENCE = 6, 300
 SLOW = {"planned": [{"action": "slow", "role": "actor", "step": 2, "seconds": 6}]}
@@ -36,9 +40,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
 
 
 # Most of the exclusive form's time is `ray symmetric-run` waiting: for the head, for all nodes, for the lost head.
-@pytest.mark.parametrize(
-    "exclusive", [pytest.param(True, marks=pytest.mark.slow, id="exclusive"), pytest.param(False, id="shared")]
-)
+@pytest.mark.parametrize("exclusive", [pytest.param(True, id="exclusive"), pytest.param(False, id="shared")])
 def test_a_job_goes_on_after_its_time_limit(exclusive: bool, slurm: Slurm, made_model: Path, tmp_path: Path) -> None:
     raw = stage("sft", tmp_path, made_model)
     job = {"nodes": 2, "cpus": 1, "exclusive": exclusive}

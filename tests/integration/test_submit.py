@@ -117,7 +117,9 @@ def start(head: Head, *words: str, out: Any = subprocess.PIPE, **variables: str)
     """A quadriga command on this machine, which is not the cluster's. out: where its output goes."""
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "COLUMNS": "200"} | variables
     command = [sys.executable, "-m", "quadriga.launch", *words, "--address", head.address]
-    return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.PIPE, text=True)
+    # What starts tests in the background may have them ignore Ctrl-C, which a child would inherit.
+    ctrl_c = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.PIPE, text=True, preexec_fn=ctrl_c)
 
 
 def finish(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
