@@ -15,6 +15,7 @@ from rich.markup import escape
 from quadriga.actors.device import prepare_driver
 from quadriga.data.errors import Fault, UserError
 from quadriga.launch import cli_hosts, cli_jobs, cli_plan
+from quadriga.launch.cli_options import Config, Overrides
 
 Kind = Literal["policy", "reward"]
 LAUNCHERS = ("ssh", "slurm", "kubernetes")
@@ -34,11 +35,6 @@ app = typer.Typer(
     ),
     epilog="Any command takes [bold]--debug[/bold], which shows the traceback of an error.",
 )
-
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a stage or a pipeline.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Changes to the config.", show_default=False)
-]
 
 
 @app.command()

@@ -8,26 +8,14 @@ import typer
 from rich.console import Console
 
 from quadriga.data.errors import UserError
-
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a stage or a pipeline.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Changes to the config.", show_default=False)
-]
+from quadriga.launch.cli_options import Config, Overrides, Shared, WorkingDir
 
 
 def launch(
     config: Config,
     overrides: Overrides = None,
-    working_dir: Annotated[
-        Path | None,
-        typer.Option(
-            file_okay=False, exists=True, help="Folder of your own modules (reward functions).", show_default=False
-        ),
-    ] = None,
-    shared: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FOLDER", help="A folder that the hosts see too: nothing of it is sent. May be repeated."),
-    ] = None,
+    working_dir: WorkingDir = None,
+    shared: Shared = None,
     to: Annotated[
         Path | None,
         typer.Option(

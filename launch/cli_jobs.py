@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quadriga.data.errors import UserError
+from quadriga.launch.cli_options import Config, Overrides, Shared, WorkingDir
 
 Address = Annotated[
     str | None,
@@ -24,24 +25,12 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run on the cl
 
 
 def submit(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a stage or a pipeline.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Changes to the config.", show_default=False)
-    ] = None,
+    config: Config,
+    overrides: Overrides = None,
     address: Address = None,
     follow: Annotated[bool, typer.Option(help="Show the run's log until it ends.")] = True,
-    working_dir: Annotated[
-        Path | None,
-        typer.Option(
-            file_okay=False, exists=True, help="Folder of your own modules (reward functions).", show_default=False
-        ),
-    ] = None,
-    shared: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FOLDER", help="A folder that the nodes see too: nothing of it is sent. May be given again."
-        ),
-    ] = None,
+    working_dir: WorkingDir = None,
+    shared: Shared = None,
     env: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Give the run this variable of yours; no secrets. May be given again."),
