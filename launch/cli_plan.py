@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from quadriga.data.errors import UserError
+from quadriga.launch.cli_options import Overrides
 
 Gpu = Literal["A100", "H100", "H200"]
 
@@ -16,9 +17,7 @@ def plan(
     config: Annotated[
         Path | None, typer.Argument(metavar="CONFIG", help="YAML file of a stage or a pipeline.", show_default=False)
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY.PATH=VALUE", help="Changes to the config.", show_default=False)
-    ] = None,
+    overrides: Overrides = None,
     gpu: Annotated[Gpu, typer.Option(help="Whose published speed to use where there is no GPU.")] = "H100",
     gpu_memory: Annotated[
         float | None, typer.Option(min=1, metavar="GB", help="Of a GPU.", show_default="this machine's, else 80")

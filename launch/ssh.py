@@ -38,11 +38,6 @@ RAY_SETTINGS = {
 }
 
 
-def mark(name: str, host: str) -> str:
-    """What tells the processes of this run on this host from all others."""
-    return f"{name}/{host}"
-
-
 def start_order(name: str, host: Host, facts: Facts, head: str | None, files: dict[str, str]) -> dict[str, Any]:
     """The order for `remote.up`. head: the head's address, None on the head itself."""
     below = _below(name, host.name)
@@ -183,6 +178,6 @@ def require_environment(settings: SshSettings) -> None:
 
 def _below(name: str, host: str) -> dict[str, str]:
     """Where the files of this run are on a host. Ray's folder is short: the paths of its sockets may not be long."""
-    own = mark(name, host)
+    own = f"{name}/{host}"  # tells the processes of this run on this host from all others
     digest = hashlib.blake2b(own.encode(), digest_size=5).hexdigest()
     return {"mark": own, "state": f"~/.cache/quadriga/launch/{digest}", "temporary": f"/tmp/quadriga-{digest}"}

@@ -255,6 +255,7 @@ class Ppo(TrainingStage):
             "rollout/distinct_answers": len({s.text for s in samples}) / len(samples),
             "rollout/policy_version": float(self.state.step),
             "system/rollout_workers": float(len(self.running.fleet.having(State.HEALTHY, State.SUSPECT))),
+            "system/requests_reissued": float(self.pool.ledger.reissued),
             "perf/samples_per_second": len(samples) / max(1e-9, sum(self.timings.values())),
             "perf/generated_tokens_per_second": sum(lengths) / max(1e-9, self.timings["generate"]),
             "perf/sync_mb": self.sync_bytes / 1e6,
