@@ -9,7 +9,7 @@ from rich.console import Console
 
 from quadriga.actors.launchers import KubernetesSettings, PodSettings
 from quadriga.data.errors import UserError
-from quadriga.launch.submission import config_text, fingerprint, job_name, run_dir, submit
+from quadriga.launch.batch import config_text, fingerprint, job_name, run_dir, submit
 
 CONFIG = "/etc/quadriga"
 """Folder of config.yaml in the pods."""
