@@ -171,9 +171,15 @@ def rehearse(stage: Any, console: Console) -> None:
 
 
 def require_environment(settings: SshSettings) -> None:
-    """Raises UserError for a variable that the run shall have and this machine lacks."""
-    if missing := [name for name in settings.environment if name not in os.environ]:
-        raise UserError(f"cluster.ssh.environment names {missing[0]}, which is not set here: set it, or leave it out.")
+    """Raises UserError for a variable that the run shall have and that this machine lacks, or cannot send."""
+    for name in settings.environment:
+        if name not in os.environ:
+            raise UserError(f"cluster.ssh.environment names {name}, which is not set here: set it, or leave it out.")
+        if len(os.environ[name].splitlines()) > 1:
+            raise UserError(
+                f"cluster.ssh.environment names {name}, whose value has several lines: the head gets one line for each "
+                "variable. Put it into a file that the hosts see, and name the file instead."
+            )
 
 
 def _below(name: str, host: str) -> dict[str, str]:

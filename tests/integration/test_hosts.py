@@ -2,8 +2,9 @@
 
 import re
 import shlex
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from quadriga.launch.cli import main
 from quadriga.launch.config import build
 
 pytestmark = pytest.mark.integration
+
+Launch = Callable[[dict[str, Any]], str]
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +39,32 @@ def config(four: Hosts, made_model: Path, made_reward: Path, tmp_path: Path) -> 
     return found | {"name": "wrong", "run_dir": str(four.folder / "runs" / "ppo"), "cluster": cluster}
 
 
-def refused(config: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str], four: Hosts) -> str:
-    """What `quadriga launch` says to a config that it does not launch."""
-    file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(config))
-    assert main(["launch", str(file)]) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said and said.count("Error:") == 1
-    assert [four.inside(number) for number in range(1, len(four.addresses) + 1)] == [[]] * len(four.addresses)
-    assert not (four.folder / "runs" / "ppo" / "run.json").exists()
-    return " ".join(said[said.index("Error:") :].split())
+@pytest.fixture
+def launch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Launch:
+    """Has `quadriga launch` refuse a config; returns its one paragraph."""
+
+    def refused(config: dict[str, Any]) -> str:
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(config))
+        assert main(["launch", str(file)]) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said and said.count("Error:") == 1
+        return " ".join(said[said.index("Error:") :].split())
+
+    return refused
+
+
+@pytest.fixture
+def refused(launch: Launch, four: Hosts) -> Launch:
+    """As `launch`, and sees that nothing runs and that there is no run."""
+
+    def nothing_left(config: dict[str, Any]) -> str:
+        said = launch(config)
+        assert [four.inside(number) for number in range(1, len(four.addresses) + 1)] == [[]] * len(four.addresses)
+        assert not (four.folder / "runs" / "ppo" / "run.json").exists()
+        return said
+
+    return nothing_left
 
 
 def interpreter(folder: Path, setup: str) -> str:
@@ -107,8 +126,7 @@ def test_a_wrong_cluster_is_refused(
     change: dict[str, Any],
     sentence: str,
     config: dict[str, Any],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    refused: Launch,
     four: Hosts,
 ) -> None:
     if change.get("ssh", {}).get("key"):
@@ -118,7 +136,7 @@ def test_a_wrong_cluster_is_refused(
     cluster = config["cluster"]
     for key, value in change.items():
         cluster[key] = cluster.get(key, {}) | value if isinstance(value, dict) else value
-    assert sentence in refused(config, tmp_path, capsys, four)
+    assert sentence in refused(config)
 
 
 @pytest.mark.parametrize(
@@ -126,36 +144,27 @@ def test_a_wrong_cluster_is_refused(
     [("runs/ppo", "give an absolute path"), ("/etc/hostname/ppo", "be written there: Not a directory")],
 )
 def test_a_run_directory_that_hosts_cannot_share(
-    run_dir: str,
-    sentence: str,
-    config: dict[str, Any],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    four: Hosts,
+    run_dir: str, sentence: str, config: dict[str, Any], refused: Launch
 ) -> None:
-    assert sentence in refused(config | {"run_dir": run_dir}, tmp_path, capsys, four)
+    assert sentence in refused(config | {"run_dir": run_dir})
 
 
-def test_versions_that_differ(
-    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], four: Hosts
-) -> None:
+def test_versions_that_differ(config: dict[str, Any], refused: Launch, tmp_path: Path, four: Hosts) -> None:
     about = tmp_path / "site" / "ray-2.9.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ray\nVersion: 2.9.0\n")
     config["cluster"]["ssh"]["python"] = on_second(tmp_path, four, f"export PYTHONPATH={about.parent}")
-    said = refused(config, tmp_path, capsys, four)
+    said = refused(config)
     assert "10.77.0.2: ray is 2.9.0; 2.60.0 is what works with the others" in said and "10.77.0.1" not in said
 
 
-def test_a_clock_that_is_wrong(
-    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], four: Hosts
-) -> None:
+def test_a_clock_that_is_wrong(config: dict[str, Any], refused: Launch, tmp_path: Path, four: Hosts) -> None:
     (tmp_path / "late").mkdir()
     (tmp_path / "late" / "sitecustomize.py").write_text(
         "import time\nreal = time.time\ntime.time = lambda: real() - 90"
     )
     config["cluster"]["ssh"]["python"] = on_second(tmp_path, four, f"export PYTHONPATH={tmp_path / 'late'}")
-    said = refused(config, tmp_path, capsys, four)
+    said = refused(config)
     assert re.search(r"10\.77\.0\.2: its clock is (89|90) s behind this machine's", said)
 
 
@@ -167,33 +176,28 @@ def test_a_clock_that_is_wrong(
     ],
 )
 def test_hosts_that_do_not_reach_each_other(
-    host: int,
-    unreachable: str,
-    sentence: str,
-    config: dict[str, Any],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    four: Hosts,
+    host: int, unreachable: str, sentence: str, config: dict[str, Any], refused: Launch, four: Hosts
 ) -> None:
     route = ("ip", "route", "{}", "unreachable", f"{unreachable}/32")
     assert four.run(host, *[word.format("add") for word in route]).returncode == 0
     try:
-        assert sentence in refused(config, tmp_path, capsys, four)
+        assert sentence in refused(config)
     finally:
         four.run(host, *[word.format("del") for word in route])
 
 
-def test_a_port_that_is_taken(
-    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], four: Hosts
-) -> None:
-    import subprocess
-
+def test_a_port_that_is_taken(config: dict[str, Any], launch: Launch) -> None:
     code = "import socket; s = socket.create_server(('', 6379)); print('listens', flush=True); s.accept()"
     command = ["ip", "netns", "exec", "quad1", sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
         assert server.stdout and server.stdout.readline()
-        file = tmp_path / "config.yaml"
-        file.write_text(yaml.safe_dump(config))
-        assert main(["launch", str(file)]) == 2
+        said = launch(config)
         server.kill()
-    assert "10.77.0.1: port 6379 is taken there" in " ".join(capsys.readouterr().err.split())
+    assert "10.77.0.1: port 6379 is taken there" in said
+
+
+def test_a_variable_of_several_lines(config: dict[str, Any], refused: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line of a file for each is what the head reads."""
+    monkeypatch.setenv("QUADRIGA_TEST_KEY", "-----BEGIN-----\nabc")
+    config["cluster"]["ssh"]["environment"] = ["QUADRIGA_TEST_KEY"]
+    assert "names QUADRIGA_TEST_KEY, whose value has several lines" in refused(config)
