@@ -33,7 +33,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     package_dir={f"quadriga.{name}": name for name in [*PACKAGES, "configs"]},
-    packages=[f"quadriga.{name}" for name in [*PACKAGES, "configs"]],
+    packages=[f"quadriga.{name}" for name in [*PACKAGES, "launch.plan", "configs"]],
     package_data={"quadriga.configs": ["**/*.yaml"]},
     install_requires=COMMON,
     extras_require={

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from quadriga.actors.settings import Seated
+from quadriga.actors.settings import ClusterSettings, Role, Seated
 from quadriga.data.errors import UserError
 
 Mode = str | Sequence[Sequence[Seated]]
@@ -54,6 +54,16 @@ class Placement:
 
 
 ANYWHERE = Seat(None, 0, 0.0)
+
+
+def wishes_of(settings: ClusterSettings, roles: Sequence[Role], generates: bool) -> dict[str, Wish]:
+    """What a stage with these models wants of the cluster, in the roles' order."""
+    hosts = {role: settings.host(role) for role in roles}
+    wishes: dict[str, Wish] = {role: Wish(host.ranks, host.gpus, host.nodes) for role, host in hosts.items()}
+    if generates:
+        rollout = settings.rollout
+        wishes["rollout"] = Wish(rollout.workers, rollout.gpus * rollout.tensor_parallel, rollout.nodes)
+    return wishes
 
 
 def place(wishes: Mapping[str, Wish], device: str, mode: Mode, machines: Sequence[Machine]) -> Placement:

@@ -6,7 +6,7 @@ from typing import Any
 
 from quadriga.actors.device import cores
 from quadriga.actors.judges import Judge
-from quadriga.actors.placement import Machine, Placement, place
+from quadriga.actors.placement import Machine, Placement, place, wishes_of
 from quadriga.actors.settings import AnswerFunction, ModelSettings, Role
 from quadriga.data.errors import UserError
 from quadriga.launch import model_checks
@@ -15,7 +15,6 @@ from quadriga.launch.effects import idle_on_this_machine
 from quadriga.launch.explain import nearest, summary
 from quadriga.launch.findings import Finding, Inspection, gpu_count
 from quadriga.orchestrator.advantages import ESTIMATORS
-from quadriga.orchestrator.cluster import wishes_of
 from quadriga.orchestrator.settings import (
     PipelineStage,
     PpoStage,

@@ -44,7 +44,7 @@ def plan(
     from quadriga.launch.config import load_config
 
     stage = load_config(config, overrides or []) if config else None
-    from quadriga.launch import plan as plans
+    from quadriga.launch.plan import plans
 
     console = Console(stderr=as_json)
     if calibrate:
@@ -56,6 +56,6 @@ def plan(
     if as_json:
         print(json.dumps(plans.as_json(made, memory), indent=2))
         return
-    from quadriga.launch.plan_tables import show
+    from quadriga.launch.plan.tables import show
 
     show(made, memory, console)

@@ -1,7 +1,7 @@
 """One run's processes: joins or starts Ray, seats the roles, starts hosts and rollout workers, ends them again."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from quadriga.actors.forkserver import forking
 from quadriga.actors.group import ActorGroup, start_groups
 from quadriga.actors.model_host import HostSpec, ModelHost
 from quadriga.actors.models import ModelSpec
-from quadriga.actors.placement import Wish, crowd, place, threads
+from quadriga.actors.placement import crowd, place, threads, wishes_of
 from quadriga.actors.process import remote_process, runtime_env
 from quadriga.actors.rollout import RolloutWorker
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
@@ -237,13 +237,3 @@ def processes(
         yield running
     finally:
         running.close()
-
-
-def wishes_of(settings: ClusterSettings, roles: Sequence[Role], generates: bool) -> dict[str, Wish]:
-    """What a stage with these models wants of the cluster, in the roles' order."""
-    hosts = {role: settings.host(role) for role in roles}
-    wishes: dict[str, Wish] = {role: Wish(host.ranks, host.gpus, host.nodes) for role, host in hosts.items()}
-    if generates:
-        rollout = settings.rollout
-        wishes["rollout"] = Wish(rollout.workers, rollout.gpus * rollout.tensor_parallel, rollout.nodes)
-    return wishes

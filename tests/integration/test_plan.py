@@ -15,12 +15,12 @@ from quadriga.actors.settings import OptimizerSettings, SamplingSettings
 from quadriga.data.records import Prompt
 from quadriga.data.rundir import RunDir
 from quadriga.kernels.losses import LOSSES
-from quadriga.launch.calibration import Calibration
-from quadriga.launch.calibration_bench import calibrate
 from quadriga.launch.config import build
-from quadriga.launch.plan_devices import layout
-from quadriga.launch.plan_stages import planned_stages
-from quadriga.launch.plan_time import step_time
+from quadriga.launch.plan.bench import calibrate
+from quadriga.launch.plan.calibration import Calibration
+from quadriga.launch.plan.devices import layout
+from quadriga.launch.plan.seconds import step_time
+from quadriga.launch.plan.stages import planned_stages
 from quadriga.orchestrator.cluster import Hosting, Processes, RolloutPlan, processes
 from quadriga.orchestrator.rollout_pool import RolloutPool
 from quadriga.orchestrator.run import run

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quadriga.launch import calibration, plan_time
-from quadriga.launch.calibration import Calibration, fitted
-from quadriga.launch.plan_shapes import ModelShape
-from quadriga.launch.plan_time import Call, Generation
-from quadriga.launch.plan_work import evenly, micro_batches
+from quadriga.launch.plan import calibration, seconds
+from quadriga.launch.plan.calibration import Calibration, fitted
+from quadriga.launch.plan.seconds import Call, Generation
+from quadriga.launch.plan.shapes import ModelShape
+from quadriga.launch.plan.work import evenly, micro_batches
 
 SHAPE = ModelShape("llama", 2, 8, 2, 2, 4, 16, 32, True, True, 0, layer=656, layer_tensors=9, around=264)
 """One layer: 4 x 8 x 8 + 3 x 8 x 16 + 2 x 8."""
@@ -59,11 +59,11 @@ def test_elements_are_taken_evenly() -> None:
 
 def test_calls_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four calls of a second on two cores take two, and more when they slow each other down."""
-    monkeypatch.setattr(plan_time, "cores", lambda: 2)
-    assert plan_time._on_cores([(1.0, 1, 1)] * 4, 1.0) == 2.0
-    assert plan_time._on_cores([(1.0, 1, 1)] * 4, 1.5) == 3.0
-    assert plan_time._on_cores([(3.0, 1, 1), (1.0, 1, 1)], 1.0) == 3.0
-    assert plan_time._on_cores([(1.0, 1, 2)], 1.5) == 1.0
+    monkeypatch.setattr(seconds, "cores", lambda: 2)
+    assert seconds._on_cores([(1.0, 1, 1)] * 4, 1.0) == 2.0
+    assert seconds._on_cores([(1.0, 1, 1)] * 4, 1.5) == 3.0
+    assert seconds._on_cores([(3.0, 1, 1), (1.0, 1, 1)], 1.0) == 3.0
+    assert seconds._on_cores([(1.0, 1, 2)], 1.5) == 1.0
 
 
 def test_calibrations_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from quadriga.launch.cli import main
 from quadriga.launch.config import load_config
-from quadriga.launch.plan import Plan, as_json, make_plans
-from quadriga.launch.plan_shapes import ModelShape, _built, shape_of
+from quadriga.launch.plan.plans import Plan, as_json, make_plans
+from quadriga.launch.plan.shapes import ModelShape, _built, shape_of
 
 GB80 = 80_000_000_000
 P8, P70 = 8_030_261_248, 70_553_706_496
@@ -176,11 +176,37 @@ def test_activations_that_no_cluster_divides(planned: Any) -> None:
     assert not plan.fits and plan.suggestions == []
 
 
+def gpus_of(plan: Plan) -> list[tuple[int, list[str]]]:
+    return [(device.count, device.roles) for device in plan.layout.devices if device.kind == "gpu"]
+
+
 def test_processes_of_lists_share_their_gpus(planned: Any) -> None:
-    sharing = "cluster.placement=[[actor, critic, reference, reward], [rollout]]"
-    plan = planned(PPO, sharing)
-    gpus = [(device.count, device.roles) for device in plan.layout.devices if device.kind == "gpu"]
-    assert gpus == [(8, ["actor", "critic", "reference", "reward"]), (8, ["rollout"])]
+    plan = planned(PPO, "cluster.placement=[[actor, critic, reference, reward], [rollout]]")
+    assert gpus_of(plan) == [(8, ["actor", "critic", "reference", "reward"]), (8, ["rollout"])]
+
+
+def test_ranks_with_a_part_of_a_gpu_share_one(planned: Any) -> None:
+    plan = planned(SFT, "cluster.actor.ranks=3", "cluster.actor.gpus=0.5")
+    assert plan.layout.gpus == 2
+    peak = plan.layout.footprints["actor"].peak
+    assert [device.bytes for device in plan.layout.devices if device.kind == "gpu"] == [2 * peak, peak]
+
+
+def test_roles_spread_over_nodes_have_hosts_of_their_own(planned: Any) -> None:
+    """As the run would seat them: the actor's four hosts hold two ranks each, and engines are on a fifth."""
+    spread = ["placement=[[actor, critic, reference, reward], [rollout]]", "actor.nodes=4", "rollout.workers=3"]
+    plan = planned(PPO, *(f"cluster.{override}" for override in spread), "cluster.actor.offload=optimizer")
+    host = next(device for device in plan.layout.devices if device.kind == "host")
+    assert host.count == 5 and plan.layout.gpus == 11
+    held = {role: sum(footprint.host.values()) + (3 << 30) for role, footprint in plan.layout.footprints.items()}
+    pair = sum(held[role] for role in ("actor", "critic", "reference", "reward"))
+    assert host.bytes == 2 * pair > 3 * held["rollout"]
+
+
+def test_a_placement_that_no_cluster_can_give(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `run` would refuse is not planned."""
+    assert main(["plan", str(write(PPO)), "cluster.rollout.tensor_parallel=2", "cluster.rollout.workers=4"]) == 2
+    assert "takes 2 GPUs and so cannot share one" in capsys.readouterr().err
 
 
 def test_seconds_of_a_known_gpu(planned: Any) -> None:

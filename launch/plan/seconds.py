@@ -7,11 +7,11 @@ from typing import Protocol
 from quadriga.actors.device import cores
 from quadriga.actors.models import Head
 from quadriga.actors.placement import threads
-from quadriga.launch.plan_activations import training_activations
-from quadriga.launch.plan_memory import element_size
-from quadriga.launch.plan_shapes import ModelShape
-from quadriga.launch.plan_stages import Member, PlannedStage
-from quadriga.launch.plan_work import Elements, Work, micro_batches, work_of
+from quadriga.launch.plan.activations import training_activations
+from quadriga.launch.plan.memory import element_size
+from quadriga.launch.plan.shapes import ModelShape
+from quadriga.launch.plan.stages import Member, PlannedStage
+from quadriga.launch.plan.work import Elements, Work, micro_batches, work_of
 
 
 @dataclass(frozen=True)

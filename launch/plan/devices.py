@@ -1,16 +1,20 @@
 """Which processes share a GPU or a host, what each of these has to hold, and what would make a stage fit."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
+from math import ceil, inf
 from typing import Any, Literal
 
+from quadriga.actors.placement import Machine, Wish, place, wishes_of
 from quadriga.actors.settings import ClusterSettings
-from quadriga.launch.plan_memory import Footprint, engine_footprint, host_footprint
-from quadriga.launch.plan_stages import PlannedStage
+from quadriga.data.errors import UserError
+from quadriga.launch.plan.memory import Footprint, engine_footprint, host_footprint
+from quadriga.launch.plan.stages import PlannedStage
 
 GPUS_PER_HOST = 8
-"""As in DGX and HGX machines."""
+"""As in DGX and HGX machines; where the config says how many a node has, it is as many."""
 
 LIBRARIES = 3 << 30
 """Host memory of a process on a GPU: the libraries that it loads, CUDA's side of pinned memory. An allowance."""
@@ -55,20 +59,25 @@ class Suggestion:
 
 
 def layout(stage: PlannedStage, device: str) -> Layout:
-    """Where the processes of a stage sit, as `actors.placement.place` would seat them, and what they need."""
+    """Where the processes of a stage sit and what they need, on as many machines as it takes.
+
+    Raises UserError for a placement that no cluster can give.
+    """
     footprints: dict[str, Footprint] = {m.role: host_footprint(m, stage, device) for m in stage.members}
     if stage.engine is not None:
         footprints["rollout"] = engine_footprint(stage, device)
     if device == "cpu":
-        total = sum(footprint.peak * _processes(stage, role) for role, footprint in footprints.items())
+        wishes = _wishes(stage)
+        total = sum(footprint.peak * wishes[role].count for role, footprint in footprints.items())
         return Layout(footprints, [Device("host", 1, list(footprints), total)], 0)
-    gpus = list(_gpus(stage, footprints))
-    kinds = Counter(tuple(roles) for roles in gpus)
+    hosts = _seated(stage)
+    gpus = [gpu for host in hosts for gpu in host]
+    kinds = Counter(map(tuple, gpus))
     devices = [
         Device("gpu", number, _distinct(roles), sum(footprints[role].peak for role in roles))
         for roles, number in kinds.items()
     ]
-    return Layout(footprints, [*devices, _host(gpus, footprints)], len(gpus))
+    return Layout(footprints, [*devices, _fullest(hosts, footprints)], len(gpus))
 
 
 def smallest(stage: PlannedStage, gpu_memory: int, host_memory: int | None) -> Suggestion | None:
@@ -94,7 +103,7 @@ def on_the_same_gpus(stage: PlannedStage, gpu_memory: int, host_memory: int | No
     overrides: dict[str, Any] = {}
 
     def fits(changes: dict[str, Any]) -> bool:
-        return layout(_with(stage, changes), "cuda").fits(gpu_memory, host_memory)
+        return _fits(_with(stage, changes), gpu_memory, host_memory)
 
     for change in _cheaper(stage):
         overrides |= change
@@ -132,9 +141,17 @@ def _cheaper(stage: PlannedStage) -> Iterator[dict[str, Any]]:
 def _spread_fits(stage: PlannedStage, gpus: int, gpu_memory: int, host_memory: int | None) -> dict[str, Any] | None:
     """Overrides that divide a stage over so many GPUs, where it then fits."""
     for overrides in _spreads(stage, gpus):
-        if layout(_with(stage, overrides), "cuda").fits(gpu_memory, host_memory):
+        if _fits(_with(stage, overrides), gpu_memory, host_memory):
             return overrides
     return None
+
+
+def _fits(stage: PlannedStage, gpu_memory: int, host_memory: int | None) -> bool:
+    """Whether it can be placed and every device holds what is on it."""
+    try:
+        return layout(stage, "cuda").fits(gpu_memory, host_memory)
+    except UserError:
+        return False
 
 
 def _spreads(stage: PlannedStage, gpus: int) -> Iterator[dict[str, Any]]:
@@ -159,8 +176,7 @@ def _spreads(stage: PlannedStage, gpus: int) -> Iterator[dict[str, Any]]:
 
 def _engine_shares(stage: PlannedStage) -> bool:
     """Whether engines and models are on the same GPUs, where an engine may have one only."""
-    groups = _groups(stage.cluster, [*(member.role for member in stage.members), "rollout"])
-    return any("rollout" in group and len(group) > 1 for group in groups)
+    return any("rollout" in gpu and len(set(gpu)) > 1 for host in _seated(stage) for gpu in host)
 
 
 def _divides(stage: PlannedStage, parallel: int) -> bool:
@@ -192,45 +208,53 @@ def _plain(value: Any) -> str:
     return f"[{','.join(map(_plain, value))}]" if isinstance(value, list) else str(value)
 
 
-def _processes(stage: PlannedStage, role: str) -> int:
-    return stage.cluster.rollout.workers if role == "rollout" else stage.cluster.host(role).ranks  # type: ignore[arg-type]
+def _wishes(stage: PlannedStage) -> dict[str, Wish]:
+    return wishes_of(stage.cluster, [member.role for member in stage.members], stage.engine is not None)
 
 
-def _gpus(stage: PlannedStage, footprints: dict[str, Footprint]) -> Iterator[list[str]]:
-    """The roles of every GPU, one entry a process."""
-    groups = _groups(stage.cluster, list(footprints))
-    for group in groups:
-        seats = [_seats(stage, role, alone=len(group) == 1) for role in group]
-        for number in range(max(len(each) for each in seats)):
-            yield [role for each in seats if number < len(each) for role in each[number]]
+def _seated(stage: PlannedStage) -> list[list[list[str]]]:
+    """The processes of every GPU of every machine, each by its role.
+
+    `auto` separates them: how many GPUs a cluster has is not known before it is up.
+    """
+    wishes = _wishes(stage)
+    number = sum(wish.nodes or 0 for wish in wishes.values()) + ceil(sum(w.count * w.gpus for w in wishes.values()))
+    machines = [Machine(f"host {name}", inf, inf) for name in range(number)]
+    placement = place(wishes, "cuda", stage.cluster.placement, machines)
+    residents: dict[tuple[int | None, int], list[str]] = defaultdict(list)
+    for role, seats in placement.seats.items():
+        for seat in seats:
+            residents[seat.berth, seat.bundle].append(role)
+    hosts: list[list[list[str]]] = []
+    most = _gpus_of_a_host(stage.cluster)
+    for number, berth in enumerate(placement.berths):
+        roles = [(residents[number, bundle], berth.bundles[bundle]["GPU"]) for bundle in range(len(berth.bundles))]
+        gpus = list(_gpus(roles))
+        hosts += [gpus[start : start + most] for start in range(0, len(gpus), most)]
+    return hosts
 
 
-def _groups(cluster: ClusterSettings, roles: list[str]) -> list[list[str]]:
-    """Roles that share their GPUs. `auto` separates them: how many GPUs a cluster has is not known before it is up."""
-    if cluster.placement == "colocate":
-        return [roles] if roles else []
-    shared = [[role for role in group if role in roles] for group in cluster.placement] if _listed(cluster) else []
-    shared = [group for group in shared if group]
-    return shared + [[role] for role in roles if not any(role in group for group in shared)]
+def _gpus_of_a_host(cluster: ClusterSettings) -> int:
+    if cluster.slurm is not None and cluster.slurm.gpus:
+        return cluster.slurm.gpus
+    if cluster.kubernetes is not None and cluster.kubernetes.worker.gpus:
+        return cluster.kubernetes.worker.gpus
+    return GPUS_PER_HOST
 
 
-def _listed(cluster: ClusterSettings) -> bool:
-    return isinstance(cluster.placement, list)
+def _gpus(bundles: list[tuple[list[str], float]]) -> Iterator[list[str]]:
+    """The roles of every GPU: an engine's bundle spans several, and bundles of a part of a GPU share one."""
+    for (roles, gpus), alike in groupby(bundles, lambda bundle: (tuple(bundle[0]), bundle[1])):
+        number = len(list(alike))
+        if gpus >= 1:
+            yield from [list(roles)] * (number * ceil(gpus))
+            continue
+        each = max(1, int(1 / gpus)) if gpus else 1
+        yield from (list(roles) * min(each, number - start) for start in range(0, number, each))
 
 
-def _seats(stage: PlannedStage, role: str, alone: bool) -> list[list[str]]:
-    """Processes of a role on each of its GPUs: an engine spans several, and ranks with a part of a GPU share one."""
-    number = _processes(stage, role)
-    if role == "rollout":
-        return [[role]] * (number * stage.cluster.rollout.tensor_parallel)
-    share = stage.cluster.host(role).gpus  # type: ignore[arg-type]
-    each = max(1, int(1 / share)) if alone and 0 < share < 1 else 1
-    return [[role] * min(each, number - start) for start in range(0, number, each)]
-
-
-def _host(gpus: list[list[str]], footprints: dict[str, Footprint]) -> Device:
-    """The host with most to hold, when GPUs are packed on as few hosts as possible."""
-    hosts = [gpus[start : start + GPUS_PER_HOST] for start in range(0, len(gpus), GPUS_PER_HOST)]
+def _fullest(hosts: list[list[list[str]]], footprints: dict[str, Footprint]) -> Device:
+    """The host with most to hold."""
     needs = [
         (sum(LIBRARIES + sum(footprints[role].host.values()) for gpu in host for role in gpu), host) for host in hosts
     ]

@@ -1,6 +1,6 @@
 """Bytes a token that the layers of a model produce, counted operation by operation."""
 
-from quadriga.launch.plan_shapes import ModelShape
+from quadriga.launch.plan.shapes import ModelShape
 
 
 def training_activations(shape: ModelShape, width: int) -> int:

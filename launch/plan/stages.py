@@ -9,7 +9,7 @@ from quadriga.actors.models import Head, read_config
 from quadriga.actors.settings import ClusterSettings, ModelSettings, Role
 from quadriga.launch import model_checks
 from quadriga.launch.config import build, is_placeholder, placeholders
-from quadriga.launch.plan_shapes import ModelShape, shape_of
+from quadriga.launch.plan.shapes import ModelShape, shape_of
 from quadriga.orchestrator.advantages import ESTIMATORS
 from quadriga.orchestrator.settings import (
     PipelineStage,

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from quadriga.launch.plan_shapes import ModelShape
-from quadriga.launch.plan_time import Call, Generation
+from quadriga.launch.plan.seconds import Call, Generation
+from quadriga.launch.plan.shapes import ModelShape
 
 COMPUTE, MEMORY, LINK = 0.4, 0.6, 0.5
 """Shares of the published peaks that are taken for granted: of operations (0.3 to 0.5 is usual in training, Chowdhery

@@ -14,8 +14,8 @@ import numpy as np
 from quadriga.actors.device import cores
 from quadriga.data.errors import UserError
 from quadriga.launch.findings import gpu_count
-from quadriga.launch.plan_shapes import ModelShape
-from quadriga.launch.plan_time import Call, Generation
+from quadriga.launch.plan.seconds import Call, Generation
+from quadriga.launch.plan.shapes import ModelShape
 
 Kind = Literal["forward", "update"]
 KINDS: tuple[Kind, ...] = ("forward", "update")

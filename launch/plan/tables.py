@@ -3,8 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
-from quadriga.launch.plan import Plan
-from quadriga.launch.plan_memory import PHASES
+from quadriga.launch.plan.memory import PHASES
+from quadriga.launch.plan.plans import Plan
 
 GB = 1e9
 

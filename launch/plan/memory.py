@@ -11,9 +11,9 @@ from typing import Any, Literal
 from quadriga.actors.models import Head
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings
 from quadriga.actors.zero import deepspeed_config
-from quadriga.launch.plan_activations import forward_activations, training_activations
-from quadriga.launch.plan_shapes import ModelShape
-from quadriga.launch.plan_stages import Member, PlannedStage
+from quadriga.launch.plan.activations import forward_activations, training_activations
+from quadriga.launch.plan.shapes import ModelShape
+from quadriga.launch.plan.stages import Member, PlannedStage
 
 Phase = Literal["start", "generate", "forward", "update", "sync"]
 PHASES: tuple[Phase, ...] = ("start", "generate", "forward", "update", "sync")

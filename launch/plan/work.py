@@ -8,7 +8,7 @@ from typing import Any
 from quadriga.data.errors import UserError
 from quadriga.data.packing import plan
 from quadriga.launch import model_checks
-from quadriga.launch.plan_stages import PlannedStage
+from quadriga.launch.plan.stages import PlannedStage
 from quadriga.orchestrator.rank import CHUNK
 from quadriga.orchestrator.settings import PpoStage, PretrainStage, RankStage, RewardStage, TrainStage
 

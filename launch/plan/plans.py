@@ -9,10 +9,10 @@ from rich.console import Console
 from quadriga.actors.settings import ClusterSettings
 from quadriga.data.errors import UserError
 from quadriga.launch.findings import gpu_count
-from quadriga.launch.plan_devices import Layout, Suggestion, layout, on_the_same_gpus, smallest
-from quadriga.launch.plan_published import GPUS, published
-from quadriga.launch.plan_stages import PlannedStage, planned_stages
-from quadriga.launch.plan_time import Speeds, StepTime, step_time
+from quadriga.launch.plan.devices import Layout, Suggestion, layout, on_the_same_gpus, smallest
+from quadriga.launch.plan.published import GPUS, published
+from quadriga.launch.plan.seconds import Speeds, StepTime, step_time
+from quadriga.launch.plan.stages import PlannedStage, planned_stages
 
 SCHEMA = 1
 """Of the JSON; a higher number when a key changes its name or meaning. Keys may be added."""
@@ -47,8 +47,8 @@ def make_plans(stage: Any, gpu_memory: int, gpu: str = "H100") -> list[Plan]:
 
 def measure_this_machine(stage: Any | None, console: Console) -> None:
     """Calibrate for the device and type of a stage (of none: this machine's device) and say where that is kept."""
-    from quadriga.launch import calibration
-    from quadriga.launch.calibration_bench import calibrate
+    from quadriga.launch.plan import calibration
+    from quadriga.launch.plan.bench import calibrate
 
     cluster = stage.cluster if stage is not None else ClusterSettings()
     device = device_of(cluster)
@@ -63,7 +63,7 @@ def measure_this_machine(stage: Any | None, console: Console) -> None:
 
 def speeds_of(device: str, dtype: str, gpu: str) -> tuple[Speeds | None, str]:
     """What was measured here, else what is published of the GPU here or of `gpu`; and a sentence that says which."""
-    from quadriga.launch import calibration
+    from quadriga.launch.plan import calibration
 
     here = gpu_count() > 0
     if device == "cpu" or here:

@@ -17,7 +17,7 @@ from quadriga.actors.group import Element
 from quadriga.actors.models import ModelSpec
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role, SamplingSettings
 from quadriga.data.records import Prompt
-from quadriga.launch.calibration import (
+from quadriga.launch.plan.calibration import (
     KINDS,
     Calibration,
     Kind,
@@ -29,10 +29,10 @@ from quadriga.launch.calibration import (
     sync_features,
     versions,
 )
-from quadriga.launch.plan_memory import element_size
-from quadriga.launch.plan_shapes import ModelShape, shape_of
-from quadriga.launch.plan_time import Call, Generation
-from quadriga.launch.plan_work import micro_batches
+from quadriga.launch.plan.memory import element_size
+from quadriga.launch.plan.seconds import Call, Generation
+from quadriga.launch.plan.shapes import ModelShape, shape_of
+from quadriga.launch.plan.work import micro_batches
 from quadriga.orchestrator.cluster import Hosting, Processes, RolloutPlan, connected, processes
 from quadriga.orchestrator.rollout_pool import RolloutPool
 
