@@ -70,7 +70,7 @@ def layout(stage: PlannedStage, device: str) -> Layout:
         wishes = _wishes(stage)
         total = sum(footprint.peak * wishes[role].count for role, footprint in footprints.items())
         return Layout(footprints, [Device("host", 1, list(footprints), total)], 0)
-    hosts = _seated(stage)
+    hosts = seated(stage)
     gpus = [gpu for host in hosts for gpu in host]
     kinds = Counter(map(tuple, gpus))
     devices = [
@@ -78,6 +78,29 @@ def layout(stage: PlannedStage, device: str) -> Layout:
         for roles, number in kinds.items()
     ]
     return Layout(footprints, [*devices, _fullest(hosts, footprints)], len(gpus))
+
+
+def seated(stage: PlannedStage) -> list[list[list[str]]]:
+    """The processes of every GPU of every machine, each by its role.
+
+    `auto` separates them: how many GPUs a cluster has is not known before it is up. Raises UserError for a placement
+    that no cluster can give.
+    """
+    wishes = _wishes(stage)
+    number = sum(wish.nodes or 0 for wish in wishes.values()) + ceil(sum(w.count * w.gpus for w in wishes.values()))
+    machines = [Machine(f"host {name}", inf, inf) for name in range(number)]
+    placement = place(wishes, "cuda", stage.cluster.placement, machines)
+    residents: dict[tuple[int | None, int], list[str]] = defaultdict(list)
+    for role, seats in placement.seats.items():
+        for seat in seats:
+            residents[seat.berth, seat.bundle].append(role)
+    hosts: list[list[list[str]]] = []
+    most = _gpus_of_a_host(stage.cluster)
+    for number, berth in enumerate(placement.berths):
+        roles = [(residents[number, bundle], berth.bundles[bundle]["GPU"]) for bundle in range(len(berth.bundles))]
+        gpus = list(_gpus(roles))
+        hosts += [gpus[start : start + most] for start in range(0, len(gpus), most)]
+    return hosts
 
 
 def smallest(stage: PlannedStage, gpu_memory: int, host_memory: int | None) -> Suggestion | None:
@@ -176,7 +199,7 @@ def _spreads(stage: PlannedStage, gpus: int) -> Iterator[dict[str, Any]]:
 
 def _engine_shares(stage: PlannedStage) -> bool:
     """Whether engines and models are on the same GPUs, where an engine may have one only."""
-    return any("rollout" in gpu and len(set(gpu)) > 1 for host in _seated(stage) for gpu in host)
+    return any("rollout" in gpu and len(set(gpu)) > 1 for host in seated(stage) for gpu in host)
 
 
 def _divides(stage: PlannedStage, parallel: int) -> bool:
@@ -210,28 +233,6 @@ def _plain(value: Any) -> str:
 
 def _wishes(stage: PlannedStage) -> dict[str, Wish]:
     return wishes_of(stage.cluster, [member.role for member in stage.members], stage.engine is not None)
-
-
-def _seated(stage: PlannedStage) -> list[list[list[str]]]:
-    """The processes of every GPU of every machine, each by its role.
-
-    `auto` separates them: how many GPUs a cluster has is not known before it is up.
-    """
-    wishes = _wishes(stage)
-    number = sum(wish.nodes or 0 for wish in wishes.values()) + ceil(sum(w.count * w.gpus for w in wishes.values()))
-    machines = [Machine(f"host {name}", inf, inf) for name in range(number)]
-    placement = place(wishes, "cuda", stage.cluster.placement, machines)
-    residents: dict[tuple[int | None, int], list[str]] = defaultdict(list)
-    for role, seats in placement.seats.items():
-        for seat in seats:
-            residents[seat.berth, seat.bundle].append(role)
-    hosts: list[list[list[str]]] = []
-    most = _gpus_of_a_host(stage.cluster)
-    for number, berth in enumerate(placement.berths):
-        roles = [(residents[number, bundle], berth.bundles[bundle]["GPU"]) for bundle in range(len(berth.bundles))]
-        gpus = list(_gpus(roles))
-        hosts += [gpus[start : start + most] for start in range(0, len(gpus), most)]
-    return hosts
 
 
 def _gpus_of_a_host(cluster: ClusterSettings) -> int:

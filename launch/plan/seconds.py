@@ -8,6 +8,7 @@ from quadriga.actors.device import cores
 from quadriga.actors.models import Head
 from quadriga.actors.placement import threads
 from quadriga.launch.plan.activations import training_activations
+from quadriga.launch.plan.devices import seated
 from quadriga.launch.plan.memory import element_size
 from quadriga.launch.plan.shapes import ModelShape
 from quadriga.launch.plan.stages import Member, PlannedStage
@@ -174,9 +175,11 @@ def _side_by_side(
     stage: PlannedStage, device: str, speeds: Speeds, members: Sequence[Member], calls: Sequence[Call]
 ) -> float:
     """Of calls that are made at the same time."""
-    if device == "cuda":
-        seconds = [speeds.call(call, 1) for call in calls]
-        return sum(seconds) if stage.cluster.placement == "colocate" else max(seconds)
+    if device == "cuda":  # those of one GPU take turns
+        alone: dict[str, float] = {
+            member.role: speeds.call(call, 1) for member, call in zip(members, calls, strict=True)
+        }
+        return max(sum(alone.get(role, 0.0) for role in set(gpu)) for host in seated(stage) for gpu in host)
     ranks = [stage.cluster.host(member.role).ranks for member in stage.members]
     given = [threads(stage.cluster.host(member.role).threads, cores(), min(cores(), sum(ranks))) for member in members]
     each = [(speeds.call(call, count), call.ranks, count) for call, count in zip(calls, given, strict=True)]

@@ -217,6 +217,16 @@ def test_seconds_of_a_known_gpu(planned: Any) -> None:
     assert "published peaks of an H100" in plan.basis
 
 
+def test_models_on_one_gpu_take_turns(planned: Any) -> None:
+    """Four equal models read the same answers: on GPUs of their own at once, on shared ones one after the other."""
+    sharing = "cluster.placement=[[actor, critic, reference, reward], [rollout]]"
+    shared, colocated, separate = planned(PPO, sharing), planned(PPO), planned(PPO, "cluster.placement=separate")
+    phases = [plan.seconds.phases for plan in (shared, colocated, separate)]
+    assert phases[0]["forward"] == phases[1]["forward"] and phases[0]["update"] == phases[1]["update"]
+    assert 3.5 < phases[0]["forward"] / phases[2]["forward"] < 4  # two of the four have no vocabulary to multiply with
+    assert 1.8 < phases[0]["update"] / phases[2]["update"] < 2
+
+
 def test_no_seconds_without_calibration(planned: Any) -> None:
     plan = planned(SFT, "cluster.device=cpu", "cluster.dtype=float32")
     assert plan.seconds is None and "quadriga plan --calibrate" in plan.basis
