@@ -15,7 +15,8 @@ from quadriga.orchestrator.recovery import Recovery
 from quadriga.orchestrator.rewards import judged
 from quadriga.orchestrator.rollout_pool import RolloutPool
 from quadriga.orchestrator.settings import RankStage
-from quadriga.orchestrator.stage import Stop, check_context, model_path, note_skipped
+from quadriga.orchestrator.stage import check_context, model_path, note_skipped
+from quadriga.orchestrator.stop import Stop
 from quadriga.orchestrator.tracking import Replay
 
 CHUNK = 256

@@ -2,13 +2,11 @@
 
 import copy
 import os
-import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, ClassVar
 
 from quadriga.actors.group import ActorGroup
@@ -25,38 +23,9 @@ from quadriga.orchestrator.faults import Injector
 from quadriga.orchestrator.recovery import Recovery
 from quadriga.orchestrator.run_state import RunState
 from quadriga.orchestrator.settings import StageBase
+from quadriga.orchestrator.stop import Stop
 from quadriga.orchestrator.tracking import Replay, Tracker
 from quadriga.orchestrator.watchdog import Watchdog, dump_stacks
-
-
-class Stop:
-    """Ctrl-C, SIGTERM and `quadriga stop` ask for a clean stop: the step under way is finished and saved.
-
-    A second Ctrl-C won't wait.
-    """
-
-    def __init__(self, run: RunDir):
-        self._run, self._signalled = run, False
-
-    @property
-    def asked(self) -> bool:
-        """Whether to stop."""
-        return self._signalled or self._run.asked("stop") is not None
-
-    @contextmanager
-    def listening(self) -> Iterator["Stop"]:
-        """Handle both signals inside the block."""
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._signalled and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._signalled = True
 
 
 class TrainingStage(ABC):
@@ -185,6 +154,7 @@ class TrainingStage(ABC):
 
     def _loop(self, tracker: Tracker, stop: Stop) -> None:
         settled, self._saved, self._saved_at = False, self.state.step, time.monotonic()
+        self._logged: tuple[int, Mapping[str, float]] = self.state.step, {}
         commit = 0.0  # of the step before: a row is written before its own commit ends
         while not (self.finished() or stop.asked) or self._saved != self.state.step:
             before = copy.deepcopy(self.state)
@@ -209,7 +179,7 @@ class TrainingStage(ABC):
                 began = time.monotonic()
                 tracker.log(self.state.step, metrics, samples)
                 self.progress.step(self.state.step, metrics)
-                self._note_best(metrics)
+                self._logged = self.state.step, metrics
                 if self._save_is_due():
                     self._save(tracker)
                 commit = time.monotonic() - began
@@ -283,20 +253,24 @@ class TrainingStage(ABC):
     def _save(self, tracker: Tracker) -> None:
         self.injector.enter(self.state.step, "checkpoint")
         self.watchdog.moved("checkpoint")
+        self._note_best()
         checkpoint.save(self.run, self.state, self.trained_groups(), self.exports(), self.tokenizer)
         checkpoint.prune(self.run, self.settings.checkpoint.keep, self.state.best and self.state.best[0])
         tracker.confirmed(self.state.step)
         self._saved, self._saved_at = self.state.step, time.monotonic()
 
-    def _note_best(self, metrics: Mapping[str, Any]) -> None:
-        """Remember the best of the steps after which a checkpoint is written."""
-        best = self.settings.checkpoint.keep_best
-        if best is None or not self._save_is_due() or best.metric not in metrics:
+    def _note_best(self) -> None:
+        """Remember the step if it is the best of those that were saved."""
+        best, (step, metrics) = self.settings.checkpoint.keep_best, self._logged
+        if best is None or step != self.state.step:
+            return
+        if best.metric not in metrics:
+            self.progress.note(f"  checkpoint.keep_best: step {step} has no `{best.metric}`, so it is not compared.")
             return
         value = float(metrics[best.metric])
         sign = 1 if best.mode == "max" else -1
         if self.state.best is None or sign * value > sign * self.state.best[1]:
-            self.state.best = (self.state.step, value)
+            self.state.best = (step, value)
 
     def _memory(self) -> dict[str, float]:
         """Largest peak memory of a process of each role."""

@@ -1,0 +1,38 @@
+"""Ending a stage cleanly when somebody asks for it."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from quadriga.data.rundir import RunDir
+
+
+class Stop:
+    """Ctrl-C, SIGTERM and `quadriga stop` ask for a clean stop: the step under way is finished and saved.
+
+    A second Ctrl-C won't wait.
+    """
+
+    def __init__(self, run: RunDir):
+        self._run, self._signalled = run, False
+
+    @property
+    def asked(self) -> bool:
+        """Whether to stop."""
+        return self._signalled or self._run.asked("stop") is not None
+
+    @contextmanager
+    def listening(self) -> Iterator["Stop"]:
+        """Handle both signals inside the block."""
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._signalled and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signalled = True
