@@ -1,8 +1,9 @@
 """Which process sits where: a pure plan of berths on the cluster's machines, a seat in one for every process."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 
 from quadriga.actors.settings import ClusterSettings, Role, Seated
 from quadriga.data.errors import UserError
@@ -103,12 +104,19 @@ def place(wishes: Mapping[str, Wish], device: str, mode: Mode, machines: Sequenc
     return Placement(berths, seats)
 
 
-def crowd(placement: Placement, roles: Sequence[str]) -> int:
-    """Most processes of these roles that sit on one machine, as far as the plan knows."""
-    counts: dict[str | None, int] = defaultdict(int)
-    for role in roles:
-        for seat in placement.seats.get(role, []):
-            counts[None if seat.berth is None else placement.berths[seat.berth].machine] += 1
+def crowd(placement: Placement, roles: Sequence[str], machines: Sequence[Machine]) -> int:
+    """Most processes of these roles that sit on one machine, as far as the plan knows.
+
+    A berth that may be anywhere is taken to fill the largest machines evenly; without GPUs all of it may be on one.
+    """
+    largest = max(machine.gpus for machine in machines)
+    sitting = Counter(seat.berth for role in roles for seat in placement.seats.get(role, []))
+    counts = Counter[str | None]()
+    for number, processes in sitting.items():
+        berth = Berth([], None) if number is None else placement.berths[number]
+        gpus = sum(bundle.get("GPU", 0.0) for bundle in berth.bundles)
+        part = largest / gpus if berth.machine is None and gpus > largest else 1.0
+        counts[berth.machine] += ceil(round(processes * part, 6))
     return max(counts.values(), default=0)
 
 

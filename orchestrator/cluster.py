@@ -108,9 +108,12 @@ class Processes:
         wishes = wishes_of(settings, list(self._hostings), rollout is not None)
         placement = place(wishes, self.device, settings.placement, nodes)
         self._berths = Berths(placement, settings.deadlines.start, note)
+        # A head that takes no processes (num-cpus: 0) says nothing of the cores of the others.
+        self._cpus = int(min((node.cpus for node in nodes if node.cpus), default=1))
         # Actor and critic train at the same time, and so do forward passes of the others: their ranks share the cores.
-        self._cpus = int(min(node.cpus for node in nodes))
-        self._at_once = min(self._cpus, crowd(placement, list(self._hostings)))
+        # On GPUs it is offloaded optimizers that compute there.
+        busy = [h.role for h in hostings if self.device == "cpu" or h.optimizer is not None]
+        self._at_once = min(self._cpus, crowd(placement, busy, nodes))
         self._known: dict[str, tuple[str, int]] = {}
         self.groups: dict[str, ActorGroup] = {}
         self.fleet = Fleet(

@@ -84,7 +84,7 @@ def test_on_cpu_nothing_is_reserved_and_no_role_has_more_processes_than_cores(
     else:
         plan = place(wanted, "cpu", "auto", cluster)
         assert plan.berths == [] and all(seat.berth is None for seats in plan.seats.values() for seat in seats)
-        assert crowd(plan, list(counts)) == sum(counts.values())
+        assert crowd(plan, list(counts), cluster) == sum(counts.values())
 
 
 THREE = [Machine("10.77.0.1", 2, 0), Machine("10.77.0.2", 2, 0), Machine("10.77.0.3", 2, 0)]
@@ -104,7 +104,7 @@ def test_roles_sit_on_the_machines_that_their_list_has() -> None:
         "reward": ["10.77.0.1"],
         "rollout": ["10.77.0.3", "10.77.0.3"],
     }
-    assert crowd(plan, ["actor", "critic", "reward"]) == 3
+    assert crowd(plan, ["actor", "critic", "reward"], THREE) == 3
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,14 @@ def test_what_cannot_be_seated_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         place(wanted, device, mode, machines)
+
+
+def test_processes_on_gpus_are_counted_by_the_machine() -> None:
+    """Four roles of 32 ranks on four machines of 8 GPUs: 32 processes on each, not 128."""
+    roles = ["actor", "critic", "reference", "reward"]
+    wanted, cluster = {role: Wish(32, 1.0) for role in roles}, [Machine(f"10.0.0.{n}", 64, 8) for n in range(4)]
+    assert crowd(place(wanted, "cuda", "colocate", cluster), roles, cluster) == 32
+    assert crowd(place(wanted, "cuda", "colocate", cluster), roles[:1], cluster) == 8
 
 
 def test_threads_share_the_cores_unless_they_are_set() -> None:
