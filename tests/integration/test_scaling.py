@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from tiny import CLUSTER, digests, repeatable, stage
+from tiny import digests, repeatable, stage
 
 from quadriga.data.errors import UserError
 from quadriga.data.rundir import RunDir
@@ -18,19 +18,23 @@ from quadriga.orchestrator.tracking import read_metrics
 
 pytestmark = pytest.mark.integration
 
-ASKED = {3: 3, 12: 1}
-"""After this step is logged: so many rollout workers."""
+SLOW = {"action": "slow", "role": "actor", "step": 7, "phase": "update", "seconds": 8}
+"""Time for newcomers, who take seconds to start, in a run whose steps take tenths of one."""
 
 
-def scaled_run(config: dict[str, Any], asked: dict[int, int]) -> RunDir:
-    """A run that is asked, from another thread, to change as soon as a step is logged."""
-    settings = build(config)
+def scaled_run(config: dict[str, Any]) -> RunDir:
+    """A run that is asked for three rollout workers after three steps, and for one when three have served."""
+    settings = build(config | {"faults": {"planned": [SLOW]}})
     run_dir = RunDir(settings.run_dir)
     over = threading.Event()
 
+    def served() -> list[float]:
+        rows = read_metrics(run_dir.metrics_path) if run_dir.metrics_path.exists() else []
+        return [row["system/rollout_workers"] for row in rows]
+
     def ask() -> None:
-        for step, workers in asked.items():
-            while len(read_metrics(run_dir.metrics_path) if run_dir.metrics_path.exists() else []) < step:
+        for due, workers in ((lambda: len(served()) >= 3, 3), (lambda: 3 in served(), 1)):
+            while not due():
                 if over.wait(0.02):
                     return
             scale_here(run_dir, workers)
@@ -45,14 +49,21 @@ def scaled_run(config: dict[str, Any], asked: dict[int, int]) -> RunDir:
     return run_dir
 
 
+def run_alone(config: dict[str, Any]) -> RunDir:
+    """A run of one worker from start to end."""
+    settings = build(config)
+    assert run(settings) == 0
+    return RunDir(settings.run_dir)
+
+
 def test_workers_join_and_leave_and_nothing_changes(
     ray_cluster: None, made_model: Path, made_reward: Path, tmp_path: Path
 ) -> None:
     runs = {}
-    for name, asked in (("alone", {}), ("scaled", ASKED)):
+    for name, start in (("alone", run_alone), ("scaled", scaled_run)):
         config = stage("ppo", tmp_path / name, made_model, made_reward)
-        config |= {"cluster": CLUSTER, "total_steps": 20, "tracking": {"samples": 1000, "wandb": False}}
-        runs[name] = scaled_run(config, asked)
+        config |= {"total_steps": 14, "tracking": {"samples": 1000, "wandb": False}}
+        runs[name] = start(config)
     scaled = runs["scaled"]
     events = [(e["before"], e["rollout"]) for e in scaled.events() if e["event"] == "scaled"]
     assert events == [(1, 3), (3, 1)]
