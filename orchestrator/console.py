@@ -176,7 +176,10 @@ class StageProgress:
     def step(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """A step is done. Shows those metrics whose last part is in SHOWN, the last value seen of each."""
         assert self._steps, "started() comes first"
-        self._shown |= {name: value for name, value in metrics.items() if value is not None and _last(name) in SHOWN}
+        told = {
+            name: value for name, value in metrics.items() if value is not None and not name.startswith("timing_s/")
+        }
+        self._shown |= {name: value for name, value in told.items() if _last(name) in SHOWN}
         self._steps.update(step, self._metrics())
         self._say(self._steps)
 

@@ -84,7 +84,7 @@ def test_parts_of_a_long_step_are_counted(clock: Clock) -> None:
             for done in (16, 32, 64):
                 clock.now += 3
                 report(done, 64)
-            progress.step(step, {"reward/score": 1.5, "reward/gold": 0.5, "train/loss": 0.25})
+            progress.step(step, {"reward/score": 1.5, "reward/gold": 0.5, "train/loss": 0.25, "timing_s/score": 9.0})
     lines = text(console).splitlines()
     assert lines[0] == "  generate 16/64, 0:03, 0:09 left"
     assert sum("generate 64/64" in line for line in lines) == 2
