@@ -209,7 +209,10 @@ class StageProgress:
         now = self._clock()
         if not self._live and now - self._said >= self._every:
             self._said = now
-            self.note(f"{bar.title} {bar.count}, {_times(bar.countdown, now - bar.began)}{bar.shown}")
+            steps, title = self._steps, bar.title
+            if steps and bar is not steps:
+                title = f"{steps.title} {steps.count}: {title.strip()}"
+            self.note(f"{title} {bar.count}, {_times(bar.countdown, now - bar.began)}{bar.shown}")
 
 
 class _Bar:

@@ -86,7 +86,7 @@ def test_parts_of_a_long_step_are_counted(clock: Clock) -> None:
                 report(done, 64)
             progress.step(step, {"reward/score": 1.5, "reward/gold": 0.5, "train/loss": 0.25, "timing_s/score": 9.0})
     lines = text(console).splitlines()
-    assert lines[0] == "  generate 16/64, 0:03, 0:09 left"
+    assert lines[0] == "ppo 0/2: generate 16/64, 0:03, 0:09 left"
     assert sum("generate 64/64" in line for line in lines) == 2
     assert lines[-1] == "ppo: done in 0:18  loss 0.25  reward/score 1.5  reward/gold 0.5"
 
