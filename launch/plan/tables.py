@@ -48,13 +48,13 @@ def _memory(plan: Plan) -> Table:
     table = Table(title=f"{unit} of one {'GPU' if plan.device == 'cuda' else 'process'}", title_justify="left")
     table.add_column("")
     for role in footprints:
-        table.add_column(f"{role} × {_number(plan, role)}", justify="right")
+        table.add_column(f"{role}\n× {_number(plan, role)}", justify="right")
 
     def row(name: str, values: list[int], style: str | None = None) -> None:
         if any(values):
             table.add_row(name, *(f"{value / size:,.1f}" if value else "-" for value in values), style=style)
 
-    table.add_row("parameters", *(f"{_parameters(plan, role):,}" for role in footprints), end_section=True)
+    table.add_row("parameters", *(_counted(_parameters(plan, role)) for role in footprints), end_section=True)
     for part in PARTS:
         row(part, [footprint.held.get(part, 0) for footprint in each])
     table.add_section()
@@ -62,7 +62,7 @@ def _memory(plan: Plan) -> Table:
         row(f"+ {phase}", [sum(footprint.phases.get(phase, {}).values()) for footprint in each])
     table.add_section()
     row("peak", [footprint.peak for footprint in each], "bold")
-    row("in its host's memory", [sum(footprint.host.values()) for footprint in each])
+    row("on its host", [sum(footprint.host.values()) for footprint in each])
     return table
 
 
@@ -98,6 +98,13 @@ def _seconds(plan: Plan) -> Table:
 def _number(plan: Plan, role: str) -> int:
     cluster = plan.stage.cluster
     return cluster.rollout.workers if role == "rollout" else cluster.host(role).ranks  # type: ignore[arg-type]
+
+
+def _counted(number: int) -> str:
+    """As people speak of models: 8.03 B, 135 M."""
+    if number < 1e6:
+        return f"{number:,}"
+    return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.3g} M"
 
 
 def _parameters(plan: Plan, role: str) -> int:
