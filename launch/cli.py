@@ -19,6 +19,7 @@ from quadriga.launch.cli_options import Config, Overrides
 
 Kind = Literal["policy", "reward"]
 LAUNCHERS = ("ssh", "slurm", "kubernetes")
+TRAIN, BEFORE, CLUSTER, RUNNING = "Train and answer", "Before a run", "On a cluster", "While it runs"
 
 app = typer.Typer(
     name="quadriga",
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def run(
     config: Config,
     overrides: Overrides = None,
@@ -100,7 +101,7 @@ def run(
     raise typer.Exit(run_to_the_end(stage, build, allow_changed or []))
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
 def data(
     config: Config,
     overrides: Overrides = None,
@@ -125,7 +126,7 @@ def data(
     DataView(Console(), rows, scan).show(stage)
 
 
-@app.command(name="eval")
+@app.command(name="eval", rich_help_panel=TRAIN)
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint or a model folder.")],
     against: Annotated[str | None, typer.Option(help="Another one, for the win rate.", show_default=False)] = None,
@@ -163,7 +164,7 @@ def evaluate(
         write_json_atomic(to, numbers)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def chat(
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint or a model folder.")],
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.7,
@@ -183,7 +184,7 @@ def chat(
     talk(model, temperature=temperature, max_tokens=max_tokens, seed=seed)
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a pipeline or a checkpoint.")],
     to: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
@@ -202,7 +203,7 @@ def export(
     Console().print(f"The {model} is in {export_run(run, to, model)}", highlight=False, markup=False)
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
 def doctor(
     config: Annotated[
         Path | None, typer.Argument(metavar="CONFIG", help="A config to look at too.", show_default=False)
@@ -225,7 +226,7 @@ def doctor(
     raise typer.Exit(2 if look(stage, Console(), config) else 0)
 
 
-@app.command()
+@app.command(rich_help_panel=BEFORE)
 def schema() -> None:
     """Print the JSON schema of config files, for editors that check and complete YAML.
 
@@ -240,19 +241,14 @@ def schema() -> None:
     print(json.dumps(json_schema(), indent=2))
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (
-    cli_plan.plan,
-    cli_jobs.submit,
-    cli_jobs.jobs,
-    cli_jobs.logs,
-    cli_jobs.stop,
-    cli_jobs.scale,
-    cli_hosts.launch,
-    cli_hosts.down,
-    cli_hosts.hosts,
-)
-for command in COMMANDS:
-    app.command()(command)
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    BEFORE: (cli_plan.plan, cli_hosts.hosts),
+    CLUSTER: (cli_hosts.launch, cli_jobs.submit, cli_hosts.down),
+    RUNNING: (cli_jobs.jobs, cli_jobs.logs, cli_jobs.stop, cli_jobs.scale),
+}
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
 
 
 def main(arguments: list[str] | None = None) -> int:
