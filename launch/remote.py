@@ -170,7 +170,8 @@ def up(order: dict[str, Any]) -> str | None:
 def down(order: dict[str, Any]) -> int:
     """End the processes of an order, gently first, and remove our files. Returns how many there were."""
     ended = set[int]()
-    for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+    # Some of Ray's own take no SIGTERM once there was an actor; the others need about two seconds.
+    for number, seconds in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 10.0)):
         ended |= set(running(order))
         for pid in filter(alive, ended):
             with contextlib.suppress(ProcessLookupError):
