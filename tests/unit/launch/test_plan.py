@@ -203,6 +203,21 @@ def test_roles_spread_over_nodes_have_hosts_of_their_own(planned: Any) -> None:
     assert host.bytes == 2 * pair > 3 * held["rollout"]
 
 
+@pytest.mark.parametrize(
+    ("where", "hosts"),
+    [
+        ("slurm={nodes: 4, cpus: 32, gpus: 4}", 4),
+        ("kubernetes={image: quadriga, claim: shared, nodes: 8, worker: {cpus: 8, memory: 64Gi, gpus: 2}}", 8),
+        ("slurm=null", 2),  # of eight GPUs each
+    ],
+)
+def test_nodes_are_as_large_as_the_config_says(where: str, hosts: int, planned: Any) -> None:
+    """Eight GPUs with a rank of every model, and eight with an engine."""
+    plan = planned(PPO, f"cluster.{where}", "cluster.placement=[[actor, critic, reference, reward], [rollout]]")
+    assert plan.layout.gpus == 16
+    assert [device.count for device in plan.layout.devices if device.kind == "host"] == [hosts]
+
+
 def test_a_placement_that_no_cluster_can_give(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """What `run` would refuse is not planned."""
     assert main(["plan", str(write(PPO)), "cluster.rollout.tensor_parallel=2", "cluster.rollout.workers=4"]) == 2
