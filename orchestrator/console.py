@@ -174,12 +174,9 @@ class StageProgress:
         self._steps = _Bar(self, self.title, left, left)
 
     def step(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """A step is done. Shows those metrics whose last part is in SHOWN, the last value seen of each."""
+        """A step is done. Shows those metrics that are to be shown, the last value seen of each."""
         assert self._steps, "started() comes first"
-        told = {
-            name: value for name, value in metrics.items() if value is not None and not name.startswith("timing_s/")
-        }
-        self._shown |= {name: value for name, value in told.items() if _last(name) in SHOWN}
+        self._shown |= {name: value for name, value in metrics.items() if value is not None and _is_shown(name)}
         self._steps.update(step, self._metrics())
         self._say(self._steps)
 
@@ -283,6 +280,11 @@ def answers_table(prompts: Sequence[str], answers: Mapping[str, Sequence[str]], 
         cells = [*kinds[index : index + 1], prompt, *(texts[index] for texts in answers.values())]
         table.add_row(*(Text(cell) for cell in cells))  # Text: a model's [brackets] are no markup
     return table
+
+
+def _is_shown(name: str) -> bool:
+    """By its last part; how long scoring took is not the score."""
+    return _last(name) in SHOWN and not name.startswith("timing_s/")
 
 
 def _last(name: str) -> str:

@@ -87,8 +87,8 @@ def seated(stage: PlannedStage) -> list[list[list[str]]]:
     that no cluster can give.
     """
     wishes = _wishes(stage)
-    number = sum(wish.nodes or 0 for wish in wishes.values()) + ceil(sum(w.count * w.gpus for w in wishes.values()))
-    machines = [Machine(f"host {name}", inf, inf) for name in range(number)]
+    enough = sum(wish.nodes or 0 for wish in wishes.values()) + ceil(sum(w.count * w.gpus for w in wishes.values()))
+    machines = [Machine(f"host {name}", inf, inf) for name in range(enough)]
     placement = place(wishes, "cuda", stage.cluster.placement, machines)
     residents: dict[tuple[int | None, int], list[str]] = defaultdict(list)
     for role, seats in placement.seats.items():

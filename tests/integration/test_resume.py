@@ -62,21 +62,27 @@ def test_training_goes_on_where_it_was_stopped(
 def test_the_best_checkpoint_outlives_newer_ones_and_a_break(
     straight: Callable[[str], RunDir], made_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The highest loss is that of an early step: nothing else would keep it. Every checkpoint is due by the clock."""
+    """The highest loss is that of an early step, which is saved because the run is stopped there and for nothing else.
+
+    Afterwards every step is saved by the clock, and what would be the best of them has no such metric.
+    """
     loss = {row["global_step"]: row["train/loss"] for row in read_metrics(straight("sft").metrics_path)}
     worst = max(loss, key=lambda step: loss[step])
     assert worst < STEPS - 1
-    saved = {"every_minutes": 1e-6, "keep": 2, "keep_best": {"metric": "train/loss", "mode": "max"}}
+    best = {"metric": "train/loss", "mode": "max"}
+    saved = {"every_steps": 10 * STEPS, "keep": 1, "keep_best": best}
     settings = build(stage("sft", tmp_path, made_model) | {"checkpoint": saved})
     run_dir = RunDir(settings.run_dir)
     with pytest.MonkeyPatch.context() as patch:
-        stop_after(2, patch)
+        stop_after(worst, patch)
         assert run(settings) == 130
-    assert run_dir.checkpoint_steps() == [1, 2]
-    saved["keep_best"]["metric"] = "train/los"
+    assert run_dir.checkpoint_steps() == [worst]
+    saved = {"every_minutes": 1e-6, "keep": 2, "keep_best": best | {"metric": "train/los"}}
     assert run(build(settings.model_dump(mode="json") | {"checkpoint": saved})) == 0
     assert run_dir.checkpoint_steps() == [worst, STEPS - 1, STEPS]
-    assert "step 3 has no `train/los`, so it is not compared" in " ".join(capfd.readouterr().out.split())
+    said = " ".join(capfd.readouterr().out.split())
+    for step in range(worst + 1, STEPS + 1):
+        assert f"step {step} has no `train/los`, so it is not compared" in said
 
 
 def test_ranking_goes_on_where_it_was_stopped(
