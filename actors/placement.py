@@ -120,6 +120,11 @@ def crowd(placement: Placement, roles: Sequence[str], machines: Sequence[Machine
     return max(counts.values(), default=0)
 
 
+def fewest_cores(machines: Sequence[Machine]) -> int:
+    """Of a machine that takes processes: a head with `num-cpus: 0` says nothing of the others."""
+    return int(min((machine.cpus for machine in machines if machine.cpus), default=1))
+
+
 def threads(setting: int | None, cpus: int, at_once: int) -> int:
     """CPU threads of a process: as set, or the cores divided by what runs at the same time."""
     return setting if setting is not None else max(1, cpus // max(1, at_once))

@@ -12,7 +12,7 @@ from quadriga.actors.forkserver import forking
 from quadriga.actors.group import ActorGroup, start_groups
 from quadriga.actors.model_host import HostSpec, ModelHost
 from quadriga.actors.models import ModelSpec
-from quadriga.actors.placement import crowd, place, threads, wishes_of
+from quadriga.actors.placement import crowd, fewest_cores, place, threads, wishes_of
 from quadriga.actors.process import remote_process, runtime_env
 from quadriga.actors.rollout import RolloutWorker
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
@@ -108,8 +108,7 @@ class Processes:
         wishes = wishes_of(settings, list(self._hostings), rollout is not None)
         placement = place(wishes, self.device, settings.placement, nodes)
         self._berths = Berths(placement, settings.deadlines.start, note)
-        # A head that takes no processes (num-cpus: 0) says nothing of the cores of the others.
-        self._cpus = int(min((node.cpus for node in nodes if node.cpus), default=1))
+        self._cpus = fewest_cores(nodes)
         # Actor and critic train at the same time, and so do forward passes of the others: their ranks share the cores.
         # On GPUs it is offloaded optimizers that compute there.
         busy = [h.role for h in hostings if self.device == "cpu" or h.optimizer is not None]

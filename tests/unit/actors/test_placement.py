@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadriga.actors.placement import Machine, Placement, Wish, crowd, place, threads
+from quadriga.actors.placement import Machine, Placement, Wish, crowd, fewest_cores, place, threads
 from quadriga.data.errors import UserError
 
 ROLES = ["actor", "critic", "reference", "reward", "rollout"]
@@ -132,6 +132,11 @@ def test_processes_on_gpus_are_counted_by_the_machine() -> None:
     wanted, cluster = {role: Wish(32, 1.0) for role in roles}, [Machine(f"10.0.0.{n}", 64, 8) for n in range(4)]
     assert crowd(place(wanted, "cuda", "colocate", cluster), roles, cluster) == 32
     assert crowd(place(wanted, "cuda", "colocate", cluster), roles[:1], cluster) == 8
+
+
+def test_a_head_without_cores_leaves_the_others_theirs() -> None:
+    head, *workers = Machine("10.0.0.1", 0, 0), Machine("10.0.0.2", 64, 8), Machine("10.0.0.3", 32, 8)
+    assert fewest_cores([head, *workers]) == 32 and fewest_cores([head]) == 1
 
 
 def test_threads_share_the_cores_unless_they_are_set() -> None:
