@@ -191,7 +191,8 @@ class StageProgress:
                 left = TimeLeft(0, total, self._clock, began=began)
                 bar = _Bar(self, f"  {title}", left, left)
             bar.update(done)
-            self._say(bar)
+            if self._clock() - began >= self._every:  # a short one would take the turn of the steps
+                self._say(bar)
             if done >= total:
                 bar.remove()
                 bar = None

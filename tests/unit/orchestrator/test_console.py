@@ -91,6 +91,20 @@ def test_parts_of_a_long_step_are_counted(clock: Clock) -> None:
     assert lines[-1] == "ppo: done in 0:18  loss 0.25  reward/score 1.5  reward/gold 0.5"
 
 
+def test_parts_of_short_steps_leave_the_word_to_the_steps(clock: Clock) -> None:
+    console = plain()
+    with StageProgress("ppo", "ppo", console, every=10, clock=clock) as progress:
+        progress.started(0, 6)
+        for step in range(1, 7):
+            clock.now += 4
+            report = progress.part("generate")
+            for done in (32, 64):
+                clock.now += 4
+                report(done, 64)
+            progress.step(step, {"reward/score": 1.5})
+    assert [line.split(",")[0] for line in text(console).splitlines()[:-1]] == [f"ppo {n}/6" for n in range(1, 7)]
+
+
 def test_a_finished_stage_says_that_it_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = plain()
     monkeypatch.chdir(tmp_path)
