@@ -79,6 +79,10 @@ def start_torch(device: str, threads: int) -> Any:
     """Prepare torch in this process; returns the torch.device models live on."""
     import torch
 
+    # oneMKL 2024.2, in torch's CPU wheels, looks up the CPU when a vector function is first called, and for an instant
+    # holds a number that means a kernel of low accuracy: of two threads in there at once, one computed its half of a
+    # cosine 1e-4 off, in one start of a thousand (pytorch/pytorch#188792). One call on one thread settles it for all.
+    torch.cos(torch.zeros(1))
     torch.set_num_threads(threads)
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
