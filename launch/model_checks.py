@@ -93,7 +93,7 @@ def head_size_served_on_cpu(model: ModelSettings) -> str | None:
 
 def heads_divide(model: ModelSettings, tensor_parallel: int) -> None:
     """vLLM gives every one of its GPUs the same number of attention heads."""
-    if model.path is not None and is_placeholder(model.path):
+    if tensor_parallel == 1 or (model.path is not None and is_placeholder(model.path)):
         return
     heads = getattr(model_config(model), "num_attention_heads", None)
     if heads is not None and heads % tensor_parallel:
