@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.actors import fork_client
+from quadriga.actors.device import process_environment, without_gpu
+from quadriga.actors.settings import ClusterSettings
 from quadriga.data.errors import Fault
 
 HOST_MODULES = (
@@ -41,10 +43,19 @@ _current: "ForkServer | None" = None
 
 
 @contextmanager
-def forking(environment: dict[str, str]) -> Iterator[None]:
-    """Have workers forked that are started inside the block."""
+def forking(cluster: ClusterSettings, *kinds: str) -> Iterator[None]:
+    """Have workers forked that are started inside the block, where the cluster is this machine's CPU.
+
+    The earlier it begins the better: the imports go on beside whatever comes before the first worker. kinds: of worker
+    that are wanted for certain. Nested use does nothing more.
+    """
     global _current
-    _current = ForkServer(environment)
+    if _current is not None or cluster.address is not None or not without_gpu(cluster.device):
+        yield
+        return
+    _current = ForkServer(process_environment("cpu", 1))
+    for kind in kinds:
+        _current.executable(kind)
     try:
         yield
     finally:

@@ -92,13 +92,17 @@ def run(
             f"`cluster.{launcher}` says how a cluster is brought up, and `run` stays on this machine: say `quadriga "
             f"launch`, or cluster.{launcher}=null."
         )
-    with console.status("Checking the config"):
-        notes = require_sound(stage)
-    for note in notes:
-        console.print(f"Note: {note}", style="yellow", markup=False)
-    from quadriga.orchestrator.run import run as run_to_the_end
+    from quadriga.actors.forkserver import forking
 
-    raise typer.Exit(run_to_the_end(stage, build, allow_changed or []))
+    wanted = ["rollout"] if stage.stage in ("ppo", "rank") else []
+    with forking(stage.cluster, *wanted):  # what takes long to import is imported while the config is checked
+        with console.status("Checking the config"):
+            notes = require_sound(stage)
+        for note in notes:
+            console.print(f"Note: {note}", style="yellow", markup=False)
+        from quadriga.orchestrator.run import run as run_to_the_end
+
+        raise typer.Exit(run_to_the_end(stage, build, allow_changed or []))
 
 
 @app.command(rich_help_panel=BEFORE)

@@ -2,12 +2,12 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from quadriga.actors.berths import Berths, machines
-from quadriga.actors.device import cores, prepare_driver, process_environment, resolve_device, without_gpu
+from quadriga.actors.device import cores, prepare_driver, resolve_device
 from quadriga.actors.forkserver import forking
 from quadriga.actors.group import ActorGroup, start_groups
 from quadriga.actors.model_host import HostSpec, ModelHost
@@ -49,8 +49,7 @@ def connected(settings: ClusterSettings) -> Iterator[str | None]:
         return
     arguments: dict[str, Any] = {"address": settings.address} if settings.address else {"num_cpus": cores()}
     arguments |= {"dashboard_host": "127.0.0.1", "include_dashboard": None if settings.address else True}
-    ours = settings.address is None and without_gpu(settings.device)
-    with forking(process_environment("cpu", 1)) if ours else nullcontext():
+    with forking(settings):
         context = _start_ray(arguments)
         try:
             yield context.dashboard_url

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from quadriga.actors import fork_client
+from quadriga.actors.forkserver import forking, worker_command
+from quadriga.actors.settings import ClusterSettings
 
 SCRIPT = """
 import json, os, sys
@@ -123,3 +125,15 @@ def _parent(process: Path) -> int:
         return int((process / "stat").read_text().rpartition(")")[2].split()[1])
     except FileNotFoundError:
         return 0
+
+
+def test_only_workers_of_this_machines_cpu_are_forked_and_nested_use_has_the_outer_server() -> None:
+    for elsewhere in (ClusterSettings(address="10.0.0.1:6379"), ClusterSettings(device="cuda")):
+        with forking(elsewhere):
+            assert worker_command("host") == {}
+    with forking(ClusterSettings(device="cpu")):
+        outer = worker_command("host")
+        with forking(ClusterSettings(device="cpu"), "host"):
+            assert worker_command("host") == outer != {}
+        assert worker_command("host") == outer
+    assert worker_command("host") == {}
