@@ -54,9 +54,9 @@ def forking(cluster: ClusterSettings, *kinds: str) -> Iterator[None]:
         yield
         return
     _current = ForkServer(process_environment("cpu", 1))
-    for kind in kinds:
-        _current.executable(kind)
     try:
+        for kind in kinds:
+            _current.prepare(kind)
         yield
     finally:
         _current.close()
@@ -97,12 +97,16 @@ class ForkServer:
         """The command that starts a worker of this kind, as Ray's `py_executable`."""
         if self.process.poll() is not None:
             raise Fault(f"The process that others are forked of ended with {self.process.returncode}.", "start")
+        self.prepare(kind)
+        return f"{sys.executable} -I -S {fork_client.__file__} {self._sockets[kind]}"
+
+    def prepare(self, kind: str) -> None:
+        """Begin to import what workers of this kind need, unless it was begun before."""
         if kind == "rollout" and kind not in self._sockets:
             # vLLM takes as long again as all the rest: a second server, forked of the first, has it too.
             self._sockets[kind] = f"{self._folder}/{kind}"
             with _listen(self._sockets[kind]) as listener:
                 fork_client.send(self._sockets["host"], {"modules": ROLLOUT_MODULES}, [listener.fileno()]).close()
-        return f"{sys.executable} -I -S {fork_client.__file__} {self._sockets[kind]}"
 
     def close(self) -> None:
         """End the servers."""

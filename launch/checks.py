@@ -16,6 +16,7 @@ from quadriga.launch.explain import nearest, summary
 from quadriga.launch.findings import Finding, Inspection, gpu_count
 from quadriga.orchestrator.advantages import ESTIMATORS
 from quadriga.orchestrator.settings import (
+    GeneratingStage,
     PipelineStage,
     PpoStage,
     PretrainStage,
@@ -51,7 +52,7 @@ def _inspect_pipeline(pipeline: PipelineStage, inspection: Inspection) -> None:
     entries = [*pipeline.stages, *pipeline.repeat]
     stages = single_stages(pipeline)
     made = {entry.name: stage.stage for entry, stage in zip(entries, stages, strict=True)}
-    generates = any(isinstance(stage, PpoStage | RankStage) for stage in stages)
+    generates = any(isinstance(stage, GeneratingStage) for stage in stages)
     for entry, stage in zip(entries, stages, strict=True):
         _inspect_stage(stage, inspection, entry.name)
         inspection.look(_inputs_are_made, entry, made)
@@ -86,7 +87,7 @@ def _inspect_stage(stage: Any, inspection: Inspection, subject: str) -> None:
     for function in _functions(stage):
         inspection.look(_function_imports, function)
     sound = [inspection.look(model_checks.loadable, model) for model in _models(stage)]
-    if isinstance(stage, PpoStage | RankStage) and sound[0]:
+    if isinstance(stage, GeneratingStage) and sound[0]:
         inspection.look(_servable, stage.policy, stage)
         inspection.look(heads_divide, stage)
     if all(sound):
@@ -141,7 +142,7 @@ def _possible(stage: Any) -> None:
         model = getattr(stage, name, None)
         if model is not None and model.shape is not None and not isinstance(stage, PretrainStage):
             model_path(model, name)
-    if isinstance(stage, PpoStage | RankStage) and stage.sampling.temperature == 0:
+    if isinstance(stage, GeneratingStage) and stage.sampling.temperature == 0:
         raise UserError("`sampling.temperature` is 0: every answer to a prompt would be the same. Set it above 0.")
     if isinstance(stage, PpoStage) and _has_critic(stage) and stage.critic is None and stage.reward.path is None:
         raise UserError(
@@ -167,7 +168,7 @@ def _placeable(stage: Any) -> None:
 
 def seat(stage: Any, device: str, machines: Sequence[Machine]) -> Placement:
     """Where every process of a stage would sit. Raises UserError when the machines cannot hold them."""
-    wishes = wishes_of(stage.cluster, _roles(stage), isinstance(stage, PpoStage | RankStage))
+    wishes = wishes_of(stage.cluster, _roles(stage), isinstance(stage, GeneratingStage))
     return place(wishes, device, stage.cluster.placement, machines)
 
 
@@ -201,7 +202,7 @@ def _function_imports(function: AnswerFunction) -> str:
 
 def heads_divide(stage: Any) -> None:
     """The model that a stage generates with can be cut over `tensor_parallel` GPUs, as far as it is here."""
-    if isinstance(stage, PpoStage | RankStage) and stage.policy.path and Path(stage.policy.path).is_dir():
+    if isinstance(stage, GeneratingStage) and stage.policy.path and Path(stage.policy.path).is_dir():
         model_checks.heads_divide(stage.policy, stage.cluster.rollout.tensor_parallel)
 
 

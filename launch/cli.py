@@ -93,8 +93,9 @@ def run(
             f"launch`, or cluster.{launcher}=null."
         )
     from quadriga.actors.forkserver import forking
+    from quadriga.orchestrator.settings import GeneratingStage
 
-    wanted = ["rollout"] if stage.stage in ("ppo", "rank") else []
+    wanted = ["rollout"] if isinstance(stage, GeneratingStage) else []
     with forking(stage.cluster, *wanted):  # what takes long to import is imported while the config is checked
         with console.status("Checking the config"):
             notes = require_sound(stage)

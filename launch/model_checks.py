@@ -9,7 +9,7 @@ from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import UserError
 from quadriga.data.settings import DataSettings, Source
 from quadriga.launch.config import is_placeholder
-from quadriga.orchestrator.settings import PpoStage, PretrainStage, RankStage, RewardStage
+from quadriga.orchestrator.settings import GeneratingStage, PretrainStage, RewardStage
 
 SAMPLE_ROWS = 200
 """Rows of each source that are read ahead of a run; the run itself reads them all before it starts a process."""
@@ -93,6 +93,7 @@ def head_size_served_on_cpu(model: ModelSettings) -> str | None:
 
 def heads_divide(model: ModelSettings, tensor_parallel: int) -> None:
     """vLLM gives every one of its GPUs the same number of attention heads."""
+    # One divides them all, and to read the config imports transformers, which takes seconds.
     if tensor_parallel == 1 or (model.path is not None and is_placeholder(model.path)):
         return
     heads = getattr(model_config(model), "num_attention_heads", None)
@@ -151,7 +152,7 @@ def data_loads(stage: Any, folder: str) -> str:
     from quadriga.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
-    if isinstance(stage, PpoStage | RankStage):
+    if isinstance(stage, GeneratingStage):
         prompts = datasets.load_prompts(few_rows(stage.prompts), tokenizer, stage.seed)
         longest = max(len(prompt.token_ids) for prompt in prompts.train)
         return f"prompts read: {len(prompts.train)} of a sample, up to {longest} tokens"

@@ -242,6 +242,10 @@ class RankStage(StageBase):
     """Which repetition of the recipe the answers belong to; every ranking is marked with it."""
 
 
+GeneratingStage = PpoStage | RankStage
+"""A stage that has vLLM engines."""
+
+
 class EvaluationSettings(Settings):
     """How a pipeline measures its stages against each other."""
 

@@ -10,7 +10,7 @@ from quadriga.data.packing import plan
 from quadriga.launch import model_checks
 from quadriga.launch.plan.stages import PlannedStage
 from quadriga.orchestrator.rank import CHUNK
-from quadriga.orchestrator.settings import PpoStage, PretrainStage, RankStage, RewardStage, TrainStage
+from quadriga.orchestrator.settings import GeneratingStage, PretrainStage, RankStage, RewardStage, TrainStage
 
 Elements = list[list[int]]
 """The lengths of the sequences that stay together in a micro-batch, element by element."""
@@ -90,7 +90,7 @@ def _read(settings: Any, folder: str) -> Elements:
 
     tokenizer = load_tokenizer(folder)
     data = model_checks.few_rows(settings.data if isinstance(settings, TrainStage) else settings.prompts)
-    if isinstance(settings, PpoStage | RankStage):
+    if isinstance(settings, GeneratingStage):
         return [[len(prompt.token_ids)] for prompt in datasets.load_prompts(data, tokenizer, settings.seed).train]
     if isinstance(settings, PretrainStage):
         rows = datasets.load_documents(data, tokenizer, settings.seed).train

@@ -137,3 +137,15 @@ def test_only_workers_of_this_machines_cpu_are_forked_and_nested_use_has_the_out
             assert worker_command("host") == outer != {}
         assert worker_command("host") == outer
     assert worker_command("host") == {}
+
+
+def test_what_is_wanted_for_certain_has_its_server_before_it_is_asked_for() -> None:
+    with forking(ClusterSettings(device="cpu"), "rollout"):
+        host = Path(worker_command("host")["py_executable"].split()[-1])
+        assert {file.name for file in host.parent.iterdir()} == {"host", "rollout"}
+        rollout = worker_command("rollout")["py_executable"].split()[-1]
+        assert rollout == str(host.with_name("rollout"))
+    assert not host.parent.exists()
+    with forking(ClusterSettings(device="cpu")):
+        host = Path(worker_command("host")["py_executable"].split()[-1])
+        assert {file.name for file in host.parent.iterdir()} == {"host"}
