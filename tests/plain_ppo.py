@@ -1,5 +1,6 @@
 """PPO's two losses in plain torch, and three batches to run them on: what sharded hosts are compared with."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,16 @@ def batches() -> list[list[Element]]:
     return result
 
 
-def plain_torch(path: Path, head: str) -> tuple[list[tuple[float, float]], dict[str, torch.Tensor]]:
+@dataclass
+class PlainRun:
+    """Three steps of one model: (loss, gradient norm) and gradients before clipping per step, weights at the end."""
+
+    history: list[tuple[float, float]]
+    gradients: list[dict[str, torch.Tensor]]
+    weights: dict[str, torch.Tensor]
+
+
+def plain_torch(path: Path, head: str) -> PlainRun:
     """PPO's two losses, one sample at a time, eager attention, whole logits, torch's own clipping and AdamW."""
     if head == "actor":
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
@@ -47,7 +57,7 @@ def plain_torch(path: Path, head: str) -> tuple[list[tuple[float, float]], dict[
         torch.nn.init.constant_(model.score.bias, 0.5)
     model.eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    history = []
+    history, gradients = [], []
     for elements in batches():
         tokens, total = sum(float(e.tokens["mask"][0].sum()) for e in elements), 0.0
         for element in elements:
@@ -65,8 +75,9 @@ def plain_torch(path: Path, head: str) -> tuple[list[tuple[float, float]], dict[
                 loss = 0.5 * torch.maximum((v - ret) ** 2, (clipped - ret) ** 2).sum() / tokens
             loss.backward()
             total += loss.item()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), NORM).item()
         optimizer.step()
         optimizer.zero_grad()
         history.append((total, norm))
-    return history, {name: tensor.detach().clone() for name, tensor in named_weights(model)}
+    return PlainRun(history, gradients, {name: tensor.detach().clone() for name, tensor in named_weights(model)})
