@@ -95,11 +95,17 @@ def _replace_lm_head(model: Any) -> None:
 
 
 def _start_scalar_head(model: Any, spec: ModelSpec, torch: Any) -> None:
-    """Start a head that the folder lacks (Stiennon et al. 2020, appendix B.1: N(0, 1/(d+1))) and set the bias."""
+    """Fill the head: the folder's weight under whichever name it has there, else a fresh one; then set the bias.
+
+    Families differ in the name of the layer between token and sequence classification, so that what one class saved
+    is not what the other reads. Fresh: Stiennon et al. 2020, appendix B.1, N(0, 1/(d+1)).
+    """
     head = scalar_head(model)
-    fresh = not _has_tensor(spec.path, ("score.weight", "classifier.weight"))
+    stored = _stored_head(spec.path)
     with _gathered([head.weight] + ([head.bias] if head.bias is not None else [])), torch.no_grad():
-        if fresh and head.weight.numel():
+        if stored is not None:
+            head.weight.copy_(stored)
+        else:
             generator = torch.Generator().manual_seed(spec.seed)
             std = spec.head_std if spec.head_std is not None else (head.weight.shape[1] + 1) ** -0.5
             head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * std)
@@ -109,14 +115,16 @@ def _start_scalar_head(model: Any, spec: ModelSpec, torch: Any) -> None:
         head.bias.requires_grad_(False)
 
 
-def _has_tensor(path: str, names: tuple[str, ...]) -> bool:
+def _stored_head(path: str | Path) -> Any:
+    """The scalar head's weight [labels, hidden size] in a folder of safetensors, or None."""
     from safetensors import safe_open
 
     for file in sorted(Path(path).glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            if any(name in tensors.keys() for name in names):  # noqa: SIM118 (safe_open is no mapping)
-                return True
-    return False
+            for name in ("score.weight", "classifier.weight"):
+                if name in tensors.keys():  # noqa: SIM118 (safe_open is not a mapping)
+                    return tensors.get_tensor(name)
+    return None
 
 
 def _gathered(parameters: list[Any]) -> Any:
