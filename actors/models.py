@@ -48,6 +48,25 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
+def check_reward_head(path: str | Path) -> None:
+    """Check that a folder holds a trained reward head: one score per sequence.
+
+    Raises UserError where the head is missing (the folder of a causal LM) or has several labels.
+    """
+    found = _stored_head(path)
+    if found is None:
+        raise UserError(
+            f"{path} has no trained reward head (no `score.weight` or `classifier.weight` among its weights), so its "
+            "scores would be those of a random head. Give the export of a `stage: reward` run (export/reward), or a "
+            "sequence-classification model with one label."
+        )
+    if found.shape[0] != 1:
+        raise UserError(
+            f"The head of {path} has {found.shape[0]} labels, and a reward model has one: the score. Give a "
+            "sequence-classification model that was trained with `num_labels=1`."
+        )
+
+
 def load_model(spec: ModelSpec, dtype: Any) -> Any:
     """The model of a spec, in eval mode (dropout stays off in every stage), ready for packed batches."""
     import torch

@@ -91,6 +91,8 @@ def _inspect_stage(stage: Any, inspection: Inspection, subject: str) -> None:
         inspection.look(_servable, stage.policy, stage)
         inspection.look(heads_divide, stage)
     if all(sound):
+        if isinstance(stage, PpoStage) and stage.reward.path is not None:
+            inspection.look(model_checks.reward_head_trained, stage.reward.path)
         _inspect_data(stage, inspection)
 
 

@@ -4,7 +4,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.models import read_config
+from quadriga.actors.models import check_reward_head, read_config
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import UserError
 from quadriga.data.settings import DataSettings, Source
@@ -38,6 +38,12 @@ def loadable(model: ModelSettings) -> str | None:
             )
     config = model_config(model)
     return f"model {model.path or 'with fresh weights'}: {config.model_type}, context {context_length(model)}"
+
+
+def reward_head_trained(path: str) -> None:
+    """The reward model gives one score per sequence, from weights of its own."""
+    if not is_placeholder(path):
+        check_reward_head(path)
 
 
 def model_config(model: ModelSettings) -> Any:

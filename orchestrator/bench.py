@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quadriga.actors.judges import Judge
-from quadriga.actors.models import ModelSpec, read_config
+from quadriga.actors.models import ModelSpec, check_reward_head, read_config
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
 from quadriga.actors.waiting import gather
 from quadriga.data.errors import Lost, UserError
@@ -174,6 +174,8 @@ def _prepared(
         if helper is not None:
             read_config(helper)
             check_same_tokens(first, helper)
+    if reward is not None:
+        check_reward_head(reward)
     longest = settings.prompts.max_tokens + settings.sampling.max_tokens
     check_context(first, longest, "prompts.max_tokens + sampling.max_tokens")
     tokenizer = load_tokenizer(first)

@@ -9,7 +9,7 @@ import numpy as np
 
 from quadriga.actors.group import Element, Update
 from quadriga.actors.judges import Judge
-from quadriga.actors.models import ModelSpec, read_config
+from quadriga.actors.models import ModelSpec, check_reward_head, read_config
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import Lost, UserError
 from quadriga.data.order import batch_indices
@@ -187,6 +187,7 @@ class Ppo(TrainingStage):
         self.reward_path: str | None = None
         if settings.reward.path is not None:
             self.reward_path = model_path(ModelSettings(path=settings.reward.path), "reward")
+            check_reward_head(self.reward_path)
             check_same_tokenizer(self.policy_path, self.reward_path)
         if self.has_critic and settings.critic is None and settings.reward.path is None:
             raise UserError(

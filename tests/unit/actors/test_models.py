@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from quadriga.actors.export import export_model
-from quadriga.actors.models import ModelSpec, load_model, scalar_head
+from quadriga.actors.models import ModelSpec, check_reward_head, load_model, scalar_head
+from quadriga.data.errors import UserError
 
 SIZES = {
     "llama": {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
@@ -62,3 +63,15 @@ def test_missing_head_is_started_from_the_seed(tmp_path: Path) -> None:
     torch.testing.assert_close(one, expected)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_reward_model_without_a_head_is_refused(tmp_path: Path) -> None:
+    folder = make("gpt2", tmp_path / "policy", AutoModelForCausalLM)
+    with pytest.raises(UserError, match=r"has no trained reward head .* Give the export of a `stage: reward` run"):
+        check_reward_head(folder)
+
+
+def test_reward_model_with_two_labels_is_refused(tmp_path: Path) -> None:
+    folder = make("llama", tmp_path / "classes", AutoModelForSequenceClassification, num_labels=2)
+    with pytest.raises(UserError, match=r"has 2 labels, and a reward model has one"):
+        check_reward_head(folder)

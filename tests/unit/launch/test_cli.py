@@ -114,6 +114,10 @@ def test_reward_function_that_does_not_import(refused: Refused, ppo: dict[str, A
     assert f"The function {name} cannot be used: " in refused(ppo, f"reward.function.function={name}")
 
 
+def test_reward_model_that_is_a_policy(refused: Refused, ppo: dict[str, Any], model: Path) -> None:
+    assert f"{model} has no trained reward head" in refused(ppo | {"reward": {"path": str(model)}})
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
