@@ -86,6 +86,7 @@ class ModelHost:
         self.device = start_torch(spec.device, spec.threads)
         import torch
 
+        from quadriga.actors.equivalence import check_packed_forward
         from quadriga.actors.models import load_model
         from quadriga.actors.weights import full_shape
         from quadriga.actors.zero import ZeroEngine, deepspeed_config
@@ -97,6 +98,7 @@ class ModelHost:
         config = deepspeed_config(spec.cluster, spec.cluster.host(spec.role), spec.optimizer, spec.device)
         self.engine = ZeroEngine(lambda: load_model(spec.model, dtype), config, spec.optimizer, spec.device)
         self.model = self.engine.module
+        check_packed_forward(self.engine.engine, self.model, spec.model.head, spec.model.path, self.device)
         parameters = sum(int(np.prod(full_shape(p))) for p in self.model.parameters())
         partitioned, tensors = self.engine.partitioned()
         description = {

@@ -86,6 +86,11 @@ def load_model(spec: ModelSpec, dtype: Any) -> Any:
             _start_scalar_head(model, spec, torch)
     except (OSError, ValueError) as error:
         raise UserError(f"{spec.path} does not load as a model: {error}") from error
+    except KeyError as error:  # a family that looks its attention up in a table of its own
+        raise UserError(
+            f"{spec.path} cannot be trained here: its family takes no attention but its own ({error}). Take a model of "
+            "another family, such as Llama or Qwen."
+        ) from error
     model.config.use_cache = False
     return model.eval()
 

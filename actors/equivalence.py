@@ -1,0 +1,94 @@
+"""Our packed forward against the model's own: two short sequences, checked once when a model is loaded.
+
+Families differ in what they do around attention and head: some scale or cap the logits after the head, some carry a
+state from one sequence of a packed row into the next. Whatever would make log-probs or scores silently wrong makes the
+two forwards differ, so such a model is refused.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from quadriga.actors.models import Head, token_logprobs, token_scalars
+from quadriga.data.errors import UserError
+
+LENGTHS = (7, 12)
+"""Tokens of the two sequences; different, so that the packed path must sort and cut them."""
+FLOAT32_TOLERANCE = 1e-5
+"""Largest difference per unit of magnitude (at least 10): some hundred roundings of 6e-8 each."""
+BFLOAT16_MEAN_TOLERANCE = 0.05
+"""Mean difference: single logits come in steps of 1/16 and more there."""
+
+
+def check_packed_forward(engine: Any, model: Any, head: Head, path: str, device: Any) -> None:
+    """Compare both forwards of a loaded model; every rank of it must take part.
+
+    engine: what is called to run the model (a DeepSpeed engine, or the model itself). head: as the model was loaded.
+    Raises UserError where they differ, or where the packed one fails.
+    """
+    import torch
+
+    vocabulary = model.config.get_text_config().vocab_size
+    sequences = [torch.arange(length) * 7919 % (vocabulary - 1) + 1 for length in LENGTHS]
+    family = model.config.model_type
+    with torch.no_grad():
+        try:
+            packed = _packed(torch, engine, model, head, sequences, device)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{path} cannot be trained here: its family ({family}) does not run on packed sequences. {error}"
+            ) from error
+        with _untouched(model, head):
+            plain = [_plain(engine, head, sequence.to(device)) for sequence in sequences]
+    expected = torch.cat(plain)
+    difference = (packed - expected).abs()
+    if next(model.parameters()).dtype == torch.float32:
+        size, limit = float(difference.max()), FLOAT32_TOLERANCE * max(10.0, float(expected.abs().max()))
+    else:
+        size, limit = float(difference.mean()), BFLOAT16_MEAN_TOLERANCE
+    if not size <= limit:  # nan is not an agreement either
+        what = "log-probs" if head == "logprobs" else "scores"
+        raise UserError(
+            f"{path} cannot be trained here: on two packed sequences the {what} of its family ({family}) are off by "
+            f"{size:.2g} from those of the model's own forward ({limit:.2g} is allowed). The family changes its logits "
+            "after the head, or lets one sequence see another; take a model of another family, such as Llama or Qwen."
+        )
+
+
+def _packed(torch: Any, engine: Any, model: Any, head: Head, sequences: list[Any], device: Any) -> Any:
+    """Log-probs of each sequence's tokens but its first, or the scalar at every token, from one packed row."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    borders = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    first = torch.cat([torch.arange(len(sequence)) == 0 for sequence in sequences]).to(device)
+    batch = {
+        "token_ids": torch.cat(sequences).to(device),
+        "position_ids": torch.cat([torch.arange(len(sequence)) for sequence in sequences]).to(device),
+        "cu_seqlens": borders,
+        "first": first,
+    }
+    if head == "scalar":
+        return token_scalars(engine, batch)
+    return token_logprobs(engine, model, batch, 1.0)[0].float()[~first]
+
+
+def _plain(engine: Any, head: Head, sequence: Any) -> Any:
+    """The same for one sequence, from the model's own logits."""
+    logits = engine(input_ids=sequence[None], use_cache=False).logits[0].float()
+    if head == "scalar":
+        return logits[:, 0]
+    return logits[:-1].log_softmax(-1).gather(1, sequence[1:, None])[:, 0]
+
+
+@contextmanager
+def _untouched(model: Any, head: Head) -> Iterator[None]:
+    """The model with its own head and attention, for as long as the context lasts."""
+    layer = model.get_output_embeddings() if head == "logprobs" else None
+    replaced = layer.__dict__.pop("forward") if layer is not None else None
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(attention)
+        if layer is not None:
+            layer.forward = replaced
