@@ -1,5 +1,6 @@
 """One rank of one model: the process that computes. An `ActorGroup` owns several and is the only caller."""
 
+import math
 import os
 import socket
 import threading
@@ -143,6 +144,7 @@ class ModelHost:
 
         normalizer: count (tokens, or groups) over all ranks and micro-batches of this step; ranks are averaged by ZeRO,
         so each loss is scaled by the number of ranks. temperature: divides a causal LM's logits.
+        Raises Fault, before any weight changes, when the gradient norm is not finite.
         """
         began = time.monotonic()
         check = self.steps == 0 and lr > 0
@@ -150,7 +152,7 @@ class ModelHost:
         result = UpdateResult(micro_batches=len(batches))
         for batch in batches:
             self.forward_backward(batch, loss, normalizer, temperature, result.stats)
-        result.grad_norm = self.optimizer_step(lr)
+        result.grad_norm = self.optimizer_step(lr, result.stats)
         if check:
             result.still = self._still(before, lr)
         self.steps += 1 if lr > 0 else 0
@@ -172,9 +174,25 @@ class ModelHost:
             else:
                 stats[key] = stats.get(key, 0.0) + number
 
-    def optimizer_step(self, lr: float) -> float:
-        """Apply the accumulated gradients; returns their global norm before clipping."""
-        return self.engine.step(lr)
+    def optimizer_step(self, lr: float, stats: dict[str, float]) -> float:
+        """Apply the accumulated gradients; returns their global norm before clipping.
+
+        stats: of this step, named by the Fault that is raised when the norm is not finite.
+        """
+        from quadriga.actors.zero import NonFiniteGradient
+
+        try:
+            return self.engine.step(lr)
+        except NonFiniteGradient:
+            role, odd = self.spec.role, [name for name, value in stats.items() if not math.isfinite(value)]
+            where = f"{', '.join(odd)} too" if odd else "while the loss is finite"
+            raise Fault(
+                f"The gradient norm of the {role} is not finite in optimizer step {self.steps + 1} ({where}): no "
+                "weight was changed. Look for a learning rate that is too high, a reward without bounds or, in "
+                "bfloat16, an overflow; a run that is started again goes on from its last checkpoint.",
+                "update",
+                role,
+            ) from None
 
     def send_weights(self, version: int, workers: dict[str, Any]) -> HostResult:
         """Stream the whole model to the rollout workers, every rank inside the same gathers; rank 0 talks to them."""

@@ -6,6 +6,7 @@ every `step()` is one, whatever number of micro-batches came before.
 
 import hashlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -51,7 +52,8 @@ def deepspeed_config(
         "gradient_clipping": optimizer.max_grad_norm if optimizer else 0.0,
     }
     if cluster.dtype == "bfloat16":
-        config["bf16"] = {"enabled": True}
+        # Stages 1 and 2 would otherwise apply gradients that are not finite.
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return _merged(config, cluster.deepspeed)
 
@@ -63,6 +65,10 @@ def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
             _merged(result[key], value) if isinstance(value, dict) and isinstance(result.get(key), dict) else value
         )
     return result
+
+
+class NonFiniteGradient(ArithmeticError):
+    """The global gradient norm of a step is inf or nan."""
 
 
 class ZeroEngine:
@@ -104,18 +110,27 @@ class ZeroEngine:
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
-        """Clip, apply AdamW at this learning rate; returns the global gradient norm before clipping."""
+        """Clip, apply AdamW at this learning rate; returns the global gradient norm before clipping.
+
+        Raises NonFiniteGradient, on every rank alike and with no weight changed, where that norm is inf or nan.
+        """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
+        # DeepSpeed itself skips such a step, without a word.
+        if getattr(self.engine.optimizer, "overflow", False) or (norm is not None and not math.isfinite(norm)):
+            raise NonFiniteGradient
         return float(self._clipped_norm if norm is None else norm)
 
     def _clip(self) -> None:
+        """Stand in for DeepSpeed's clipping, which goes on to apply a norm that is not finite."""
         import torch
 
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._max_norm)
         self._clipped_norm = float(norm)
+        if not math.isfinite(self._clipped_norm):
+            raise NonFiniteGradient
 
     def fingerprints(self) -> dict[str, tuple[str, float]]:
         """For each trainable tensor: a hash of (this rank's part of) its fp32 master, and its largest magnitude."""

@@ -19,6 +19,9 @@ class BrokenHost(ModelHost):
         if fault == "stuck tensor":
             norm = dict(self.model.named_parameters())["model.norm.weight"]
             self._hook = norm.register_hook(lambda gradient: gradient * 0)
+        if fault == "nan gradient":
+            norm = dict(self.model.named_parameters())["model.norm.weight"]
+            self._hook = norm.register_hook(lambda gradient: gradient * float("nan"))
         return os.getpid()
 
     def weights_to_send(self) -> list[tuple[str, Any]]:

@@ -16,7 +16,7 @@ class RecordingHost(ModelHost):
         """Save gradients here from now on, beginning with step 0."""
         self.folder, self.recorded = Path(folder), 0
 
-    def optimizer_step(self, lr: float) -> float:
+    def optimizer_step(self, lr: float, stats: dict[str, float]) -> float:
         from deepspeed.utils import safe_get_full_grad
 
         if self.folder is not None:
@@ -27,4 +27,4 @@ class RecordingHost(ModelHost):
                 gradients = {name: gradient.float().cpu().contiguous() for name, gradient in whole.items()}
                 save_file(gradients, self.folder / f"step-{self.recorded}.safetensors")
             self.recorded += 1
-        return super().optimizer_step(lr)
+        return super().optimizer_step(lr, stats)

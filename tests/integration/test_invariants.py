@@ -73,6 +73,7 @@ def test_nothing_stops_a_step_in_order(ppo: Ppo) -> None:
         ("reference", "other log-probs", "KL between policy and reference is .* before the first update", "reference"),
         ("actor", "other temperature", "On the first on-policy minibatch a probability ratio is off 1 by", "update"),
         ("actor", "stuck tensor", r"1 trainable tensors of the actor had not moved: model\.norm\.weight", "update"),
+        ("actor", "nan gradient", r"gradient norm of the actor is not finite in optimizer step 1 \(while", "update"),
         ("critic", "stuck tensor", r"1 trainable tensors of the critic had not moved: model\.norm\.weight", "update"),
     ],
 )

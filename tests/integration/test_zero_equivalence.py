@@ -16,6 +16,7 @@ from quadriga.actors.group import ActorGroup, Element
 from quadriga.actors.models import ModelSpec
 from quadriga.actors.settings import ClusterSettings, HostSettings, OptimizerSettings
 from quadriga.actors.weights import named_weights
+from quadriga.data.errors import Fault
 from quadriga.data.packing import plan
 from quadriga.kernels.losses import PolicyClip, ValueClip
 from quadriga.orchestrator.cluster import Hosting, processes
@@ -118,3 +119,30 @@ def test_three_steps_are_the_same_everywhere(
                 compare_weights(expected[role], before, load(folder, role))
             # The batch of one sample leaves a second rank with fillers only.
             assert cuts[0] == [1, 1, 1] and ranks * cuts[1][-1] >= 3 and ranks * cuts[2][-1] >= 7
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "float32")])
+def test_gradient_that_is_not_finite_changes_nothing(
+    ray_cluster: None, made_model: Path, tmp_path: Path, stage: int, dtype: str
+) -> None:
+    """One advantage is inf in the second step: the step stops, and the weights stay those of the first, to the byte."""
+    cluster = ClusterSettings(actor=HostSettings(zero_stage=stage), persistence_threshold=0, dtype=dtype)
+    spec = ModelSpec(str(made_model), "logprobs")
+    hostings = [Hosting("actor", spec, OptimizerSettings(lr=LR, max_grad_norm=NORM))]
+    loss = PolicyClip(CLIP)
+    with processes(cluster, hostings, None, str(tmp_path / "logs")) as running:
+        group = running.groups["actor"]
+        _, batch, spoilt = (
+            [Element(e.sequences, {name: e.tokens[name] for name in loss.fields}) for e in elements]
+            for elements in batches()
+        )
+        group.update(batch, loss, 1.0, LR).result()
+        group.export(str(tmp_path / "before"), "policy").result()
+        spoilt[0].tokens["advantages"] = [np.full_like(spoilt[0].tokens["mask"][0], np.inf)]
+        with pytest.raises(Fault, match=r"actor is not finite in optimizer step 2 \(loss"):
+            group.update(spoilt, loss, 1.0, LR).result()
+        group.export(str(tmp_path / "after"), "policy").result()
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "after"))
+    start = load_file(made_model / "model.safetensors")
+    assert any(not torch.equal(before[name].float(), start[name]) for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
