@@ -9,13 +9,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 
 ENV PATH=/opt/quadriga/bin:$PATH PYTHONUNBUFFERED=1
-COPY setup.py pyproject.toml README.md LICENSE /src/
-COPY launch /src/launch
-COPY orchestrator /src/orchestrator
-COPY actors /src/actors
-COPY data /src/data
-COPY kernels /src/kernels
-COPY configs /src/configs
+COPY . /src
 RUN python3.12 -m venv /opt/quadriga && pip install --no-cache-dir '/src[cuda]'
 
 # The base image's `ubuntu`, by number: Kubernetes can tell that it is not root.

@@ -9,7 +9,7 @@ SHELL := /bin/bash
 EXTRA ?= $(or $(patsubst .venv/.installed-%,%,$(firstword $(wildcard .venv/.installed-*))),cpu)
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
-PACKAGES := launch orchestrator actors data kernels
+PACKAGES := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
 DISK_GB := $(if $(filter cuda,$(EXTRA)),16,6)
 
 # uv does not read pip's wheel folders; without one, it knows itself where the right build of torch is.

@@ -1,10 +1,13 @@
-"""Package layout: each top-level folder X installs as quadriga.X; dependencies come from one pin set."""
+"""Package layout: each top-level folder X of code installs as quadriga.X; dependencies come from one pin set."""
 
 from pathlib import Path
 
 from setuptools import setup
 
-PACKAGES = ["launch", "orchestrator", "actors", "data", "kernels"]
+ROOT = Path(__file__).parent
+TOP = sorted(file.parent.name for file in ROOT.glob("*/__init__.py"))
+"""The folders of code. There is no list of them: one with an `__init__.py` is a package, whoever asks."""
+FOLDERS = sorted(file.parent.relative_to(ROOT) for top in TOP for file in (ROOT / top).rglob("__init__.py"))
 
 # Known to work together; `quadriga doctor` compares what is installed with these pins.
 COMMON = [
@@ -22,7 +25,7 @@ COMMON = [
     "typer>=0.20",
 ]
 
-README = Path(__file__).with_name("README.md")
+README = ROOT / "README.md"
 
 setup(
     name="quadriga",
@@ -32,8 +35,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
-    package_dir={f"quadriga.{name}": name for name in [*PACKAGES, "configs"]},
-    packages=[f"quadriga.{name}" for name in [*PACKAGES, "launch.plan", "configs"]],
+    package_dir={f"quadriga.{name}": name for name in [*TOP, "configs"]},
+    packages=[*(".".join(("quadriga", *folder.parts)) for folder in FOLDERS), "quadriga.configs"],
     package_data={"quadriga.configs": ["**/*.yaml"]},
     install_requires=COMMON,
     extras_require={

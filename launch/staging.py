@@ -14,7 +14,6 @@ from quadriga.data.errors import UserError
 from quadriga.launch.config import resolved
 from quadriga.launch.documents import write_yaml
 
-PACKAGES = ("launch", "orchestrator", "actors", "data", "kernels", "configs")
 CONFIG = "quadriga-job/config.yaml"
 """Where the config lies in the job's working directory."""
 INPUTS = "quadriga-job/inputs"
@@ -68,8 +67,8 @@ def stage_package(folder: Path) -> list[str]:
     """
     root = Path(__file__).resolve().parent.parent
     skip = shutil.ignore_patterns("__pycache__", ".*")
-    for name in PACKAGES:
-        shutil.copytree(root / name, folder / "quadriga" / name, ignore=skip)
+    for package in [*(file.parent for file in root.glob("*/__init__.py")), root / "configs"]:
+        shutil.copytree(package, folder / "quadriga" / package.name, ignore=skip)
     about = distribution("quadriga")
     metadata = folder / f"quadriga-{about.version}.dist-info"  # so that the run can tell its version
     metadata.mkdir()

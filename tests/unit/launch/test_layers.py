@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -16,6 +17,12 @@ def test_contracts_hold() -> None:
     done = lint(ROOT / "pyproject.toml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 kept, 0 broken" in done.stdout
+
+
+def test_every_package_is_linted() -> None:
+    """A package is a folder with an `__init__.py`; only the order of the layers has to be written down."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    assert set(settings["root_packages"]) == {f"quadriga.{file.parent.name}" for file in ROOT.glob("*/__init__.py")}
 
 
 def test_an_arrow_that_points_up_is_seen(tmp_path: Path) -> None:
