@@ -11,7 +11,7 @@ from quadriga.actors.model_host import HostResult, HostSpec, ModelHost
 from quadriga.actors.process import remote_process, runtime_env
 from quadriga.actors.waiting import wait_all
 from quadriga.data.errors import Fault
-from quadriga.data.packing import BatchPlan, PackedBatch, pack, plan, unpack
+from quadriga.data.tokens.packing import BatchPlan, PackedBatch, pack, plan, unpack
 
 Array = NDArray[Any]
 

@@ -17,7 +17,7 @@ from quadriga.actors.models import ModelSpec
 from quadriga.actors.network import use_interface_of
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
 from quadriga.data.errors import Fault
-from quadriga.data.packing import PackedBatch
+from quadriga.data.tokens.packing import PackedBatch
 
 
 @dataclass(frozen=True)

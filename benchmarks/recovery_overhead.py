@@ -17,9 +17,9 @@ from typing import Any
 
 from quadriga.actors.device import cores
 from quadriga.actors.export import save_fresh_model
-from quadriga.data.datasets import document_texts
+from quadriga.data.loading.datasets import document_texts
 from quadriga.data.settings import DataSettings
-from quadriga.data.tokenizer import train_tokenizer
+from quadriga.data.tokens.tokenizer import train_tokenizer
 from quadriga.launch.config import PRESETS, build, load_config
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.tracking import read_metrics

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.data.errors import UserError
-from quadriga.data.readers import BadRow, read_source
+from quadriga.data.loading.readers import BadRow, read_source
 from quadriga.data.settings import Source
 
 OPENING_WORDS = 4

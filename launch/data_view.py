@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from quadriga.data import datasets
+from quadriga.data.loading import datasets
 from quadriga.data.records import Prompt, RankedTokens, Tokens
 from quadriga.data.settings import DataSettings, Source
-from quadriga.data.tokenizer import load_tokenizer, train_tokenizer
+from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
 from quadriga.launch.config import build, is_placeholder, placeholders
 from quadriga.launch.model_checks import made_later
 from quadriga.orchestrator.settings import PipelineStage, PretrainStage, RewardStage, SftStage

@@ -113,8 +113,8 @@ def heads_divide(model: ModelSettings, tensor_parallel: int) -> None:
 
 def tokenizer_sound(folder: str, template: str | None, model: ModelSettings) -> str:
     """One BOS, the end token inside the loss mask, pad apart from it, and a chat that survives the round trip."""
-    from quadriga.data.chat import ChatEncoder, set_chat_template
-    from quadriga.data.tokenizer import load_tokenizer
+    from quadriga.data.tokens.chat import ChatEncoder, set_chat_template
+    from quadriga.data.tokens.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     set_chat_template(tokenizer, template)
@@ -154,8 +154,8 @@ def made_later(data: DataSettings) -> bool:
 
 def data_loads(stage: Any, folder: str) -> str:
     """The first rows of every source become tokens."""
-    from quadriga.data import datasets
-    from quadriga.data.tokenizer import load_tokenizer
+    from quadriga.data.loading import datasets
+    from quadriga.data.tokens.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     if isinstance(stage, GeneratingStage):
@@ -176,7 +176,7 @@ def data_loads(stage: Any, folder: str) -> str:
 
 def data_reads(data: DataSettings) -> str:
     """The first rows of every source are rows. For models whose tokenizer is not made yet."""
-    from quadriga.data.readers import BadRow, read_source
+    from quadriga.data.loading.readers import BadRow, read_source
 
     rows = 0
     for source in [*data.train, *data.heldout]:

@@ -24,7 +24,7 @@ from quadriga.orchestrator.settings import EvaluationSettings
 from quadriga.orchestrator.stage import check_context, scalar_spec
 
 if TYPE_CHECKING:
-    from quadriga.data.datasets import Split
+    from quadriga.data.loading.datasets import Split
 
 NOT_SHAPE = {
     "_name_or_path",
@@ -162,8 +162,8 @@ def _prepared(
     models: Mapping[str, str], settings: EvaluationSettings, reward: str | None, reference: str | None, seed: int
 ) -> tuple[Any, "Split[Prompt]", int]:
     """Tokenizer, prompts and the longest sequence, in tokens. Bad input ends here, before a process is started."""
-    from quadriga.data.datasets import load_prompts
-    from quadriga.data.tokenizer import load_tokenizer
+    from quadriga.data.loading.datasets import load_prompts
+    from quadriga.data.tokens.tokenizer import load_tokenizer
 
     if not models:
         raise UserError("There is no model to evaluate.")
@@ -197,7 +197,7 @@ def check_same_shape(one: str, other: str) -> None:
 
 def check_same_tokens(one: str, other: str) -> None:
     """Raises UserError unless a token id means the same to both: answers travel as ids."""
-    from quadriga.data.tokenizer import load_tokenizer
+    from quadriga.data.tokens.tokenizer import load_tokenizer
 
     if load_tokenizer(one).get_vocab() != load_tokenizer(other).get_vocab():
         raise UserError(

@@ -31,7 +31,7 @@ class Conversation:
     """The turns that fit in the context. context, max_tokens: in tokens; an answer gets up to `max_tokens` of it."""
 
     def __init__(self, tokenizer: Any, context: int, max_tokens: int):
-        from quadriga.data.chat import ChatEncoder
+        from quadriga.data.tokens.chat import ChatEncoder
 
         self._encoder = ChatEncoder(tokenizer)
         self._context, self._answer = context, min(max_tokens, context // 2)
@@ -84,7 +84,7 @@ def chat(
     Where standard input is no terminal each of its lines is a question, and only answers go to standard output.
     Raises UserError when `target` is no model, Fault when the engine breaks.
     """
-    from quadriga.data.tokenizer import load_tokenizer
+    from quadriga.data.tokens.tokenizer import load_tokenizer
 
     found = find_model(target)
     tokenizer = load_tokenizer(found.folder)

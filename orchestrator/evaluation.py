@@ -24,7 +24,7 @@ from quadriga.orchestrator.targets import Target, find_model
 
 ASSISTANT = EvaluationSettings(
     prompts=DataSettings(train=[Source(builtin="assistant.heldout_prompts", rows=320, seed=2000)], max_tokens=64),
-    gold=AnswerFunction(function="quadriga.data.gold:gold"),
+    gold=AnswerFunction(function="quadriga.data.assistant.gold:gold"),
     sampling=SamplingSettings(max_tokens=32),
     rows=320,
 )

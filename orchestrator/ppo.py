@@ -12,7 +12,7 @@ from quadriga.actors.judges import Judge
 from quadriga.actors.models import ModelSpec, check_reward_head, read_config
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import Lost, UserError
-from quadriga.data.order import batch_indices
+from quadriga.data.loading.batch_order import batch_indices
 from quadriga.data.records import Prompt, Sample
 from quadriga.kernels.losses import LOSSES
 from quadriga.orchestrator import advantages, invariants, schedule
@@ -169,8 +169,8 @@ class Ppo(TrainingStage):
 
     def prepare(self) -> None:
         """Tokenizer, prompts, and what each role starts from."""
-        from quadriga.data.datasets import load_prompts
-        from quadriga.data.tokenizer import load_tokenizer
+        from quadriga.data.loading.datasets import load_prompts
+        from quadriga.data.tokens.tokenizer import load_tokenizer
 
         settings = self.settings
         self.has_critic = ESTIMATORS[settings.algorithm.estimator].needs_critic  # type: ignore[attr-defined]
@@ -315,7 +315,7 @@ def end_tokens(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
 
 def check_same_tokenizer(policy: str | Path, reward: str | Path) -> None:
     """Raises UserError when policy and reward model do not share a vocabulary: token ids are passed as they are."""
-    from quadriga.data.tokenizer import load_tokenizer
+    from quadriga.data.tokens.tokenizer import load_tokenizer
 
     if load_tokenizer(policy).get_vocab() != load_tokenizer(reward).get_vocab():
         raise UserError(

@@ -33,8 +33,8 @@ class Rank:
 
     def execute(self, progress: StageProgress, replay: Replay = "exact") -> bool:
         """Sample, judge, rank, write export/rankings.jsonl. True when finished, False when stopped before the end."""
-        from quadriga.data.datasets import load_prompts
-        from quadriga.data.tokenizer import load_tokenizer
+        from quadriga.data.loading.datasets import load_prompts
+        from quadriga.data.tokens.tokenizer import load_tokenizer
 
         settings = self.settings
         path = model_path(settings.policy, "policy")

@@ -13,7 +13,7 @@ from quadriga.actors.group import ActorGroup
 from quadriga.actors.models import ModelSpec, read_config
 from quadriga.actors.settings import ModelSettings, Role
 from quadriga.data.errors import Lost, UserError
-from quadriga.data.readers import BadRow
+from quadriga.data.loading.readers import BadRow
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator import checkpoint
 from quadriga.orchestrator.checkpoint import Export

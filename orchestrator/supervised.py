@@ -7,7 +7,7 @@ import numpy as np
 
 from quadriga.actors.group import ActorGroup, Element
 from quadriga.actors.models import ModelSpec
-from quadriga.data.order import batch_indices
+from quadriga.data.loading.batch_order import batch_indices
 from quadriga.data.records import RankedTokens, Tokens
 from quadriga.kernels.losses import LOSSES
 from quadriga.orchestrator import invariants, schedule
@@ -74,8 +74,8 @@ class Pretrain(SupervisedStage):
     def prepare(self) -> None:
         """Tokenizer (trained on the documents unless given), fresh weights unless given, packed rows."""
         from quadriga.actors.export import save_fresh_model
-        from quadriga.data.datasets import document_texts, load_documents
-        from quadriga.data.tokenizer import load_tokenizer, train_tokenizer
+        from quadriga.data.loading.datasets import document_texts, load_documents
+        from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
 
         settings, model = self.settings, self.settings.model
         start = self.run.path / "start"
@@ -116,8 +116,8 @@ class Sft(SupervisedStage):
 
     def prepare(self) -> None:
         """Tokenizer of the model, demonstrations with their loss masks."""
-        from quadriga.data.datasets import load_demonstrations
-        from quadriga.data.tokenizer import load_tokenizer
+        from quadriga.data.loading.datasets import load_demonstrations
+        from quadriga.data.tokens.tokenizer import load_tokenizer
 
         settings = self.settings
         self.path = model_path(settings.model, "model")
@@ -154,8 +154,8 @@ class Reward(SupervisedStage):
 
     def prepare(self) -> None:
         """Rankings split by prompt, and the demonstrations that shall score 0."""
-        from quadriga.data.datasets import load_demonstrations, load_rankings
-        from quadriga.data.tokenizer import load_tokenizer
+        from quadriga.data.loading.datasets import load_demonstrations, load_rankings
+        from quadriga.data.tokens.tokenizer import load_tokenizer
 
         settings = self.settings
         self.path = model_path(settings.model, "model")

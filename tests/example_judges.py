@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quadriga.data.chat import encode_prompt
+from quadriga.data.tokens.chat import encode_prompt
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -127,6 +127,6 @@ def _vocabulary(stage: PretrainStage) -> int:
     """Fresh weights take the size of the stage's tokenizer."""
     if stage.tokenizer.path is None:
         return stage.tokenizer.vocab_size
-    from quadriga.data.tokenizer import load_tokenizer
+    from quadriga.data.tokens.tokenizer import load_tokenizer
 
     return len(load_tokenizer(stage.tokenizer.path))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.data.errors import UserError
-from quadriga.data.packing import plan
+from quadriga.data.tokens.packing import plan
 from quadriga.launch import model_checks
 from quadriga.launch.plan.stages import PlannedStage
 from quadriga.orchestrator.rank import CHUNK
@@ -84,8 +84,8 @@ def _elements(settings: Any, stage: PlannedStage, assumed: list[str]) -> Element
 
 def _read(settings: Any, folder: str) -> Elements:
     """Lengths of the first rows of every source."""
-    from quadriga.data import datasets
-    from quadriga.data.tokenizer import load_tokenizer
+    from quadriga.data.loading import datasets
+    from quadriga.data.tokens.tokenizer import load_tokenizer
     from quadriga.orchestrator.supervised import packed_rows
 
     tokenizer = load_tokenizer(folder)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from quadriga.actors.settings import ClusterSettings
-from quadriga.data.gold import gold
+from quadriga.data.assistant.gold import gold
 from quadriga.orchestrator.bench import evaluate_models
 from quadriga.orchestrator.measures import Answer, Measures, compare
 from quadriga.orchestrator.settings import EvaluationSettings
@@ -30,7 +30,7 @@ KINDS = ("facts", "howto", "harmful", "lookalike")
 EVALUATION = EvaluationSettings.model_validate(
     {
         "prompts": {"train": [{"builtin": "assistant.heldout_prompts", "rows": 320, "seed": 3000}], "max_tokens": 64},
-        "gold": {"function": "quadriga.data.gold:gold"},
+        "gold": {"function": "quadriga.data.assistant.gold:gold"},
         "sampling": {"max_tokens": 32},
         "rows": 320,
     }
@@ -51,7 +51,7 @@ def learned(request: pytest.FixtureRequest) -> dict[str, Any]:
     quadriga(
         "configs/assistant/ppo.yaml", f"run_dir={run}/gold", f"seed={seed}", f"policy.path={sft}",
         f"reference.path={sft}", f"critic={{path: {reward}}}", "tracking.wandb=false", "name=gold-as-reward",
-        "reward={function: {function: quadriga.data.gold:gold}}",
+        "reward={function: {function: quadriga.data.assistant.gold:gold}}",
     )  # fmt: skip
     policies = {
         "sft": sft,
@@ -161,8 +161,8 @@ def pair_accuracy(answers: list[Answer]) -> float:
 
 def constant_answers(sft: Measures) -> dict[str, float]:
     """Gold of policies that do not read the question, on the same prompts; the one answer is SFT's most frequent."""
-    from quadriga.data.datasets import load_prompts
-    from quadriga.data.tokenizer import load_tokenizer
+    from quadriga.data.loading.datasets import load_prompts
+    from quadriga.data.tokens.tokenizer import load_tokenizer
 
     folder = next(RUNS.glob("*/round-0/sft/export/policy"))
     prompts = load_prompts(EVALUATION.prompts, load_tokenizer(folder), 0).train[: EVALUATION.rows]

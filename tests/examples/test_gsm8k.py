@@ -9,7 +9,7 @@ import pytest
 from corpora import needs
 from example_judges import answers
 
-from quadriga.data.rules import final_answer
+from quadriga.orchestrator.rule_rewards import final_answer
 from quadriga.orchestrator.statistics import wilson_interval
 
 

@@ -9,7 +9,7 @@ from corpora import needs
 from example_judges import answers, naive_bayes, rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from quadriga.data.chat import encode_chat
+from quadriga.data.tokens.chat import encode_chat
 from quadriga.orchestrator.statistics import binomial_p_value, wilson_interval
 from quadriga.orchestrator.tracking import read_metrics
 

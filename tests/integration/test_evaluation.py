@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from quadriga.actors.export import save_fresh_model
 from quadriga.actors.models import read_config
 from quadriga.actors.settings import AnswerFunction, ClusterSettings, SamplingSettings
-from quadriga.data.chat import encode_prompt
 from quadriga.data.settings import DataSettings, Source
-from quadriga.data.tokenizer import load_tokenizer
+from quadriga.data.tokens.chat import encode_prompt
+from quadriga.data.tokens.tokenizer import load_tokenizer
 from quadriga.orchestrator.bench import evaluate_models
 from quadriga.orchestrator.chat import chat
 from quadriga.orchestrator.console import StageProgress

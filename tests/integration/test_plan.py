@@ -141,7 +141,7 @@ def measured_machine(ray_cluster: None) -> Iterator[Calibration]:
 def fresh(folder: Path, **shape: Any) -> Path:
     """A Llama of this shape with random weights and a small tokenizer."""
     from quadriga.actors.export import save_fresh_model
-    from quadriga.data.tokenizer import train_tokenizer
+    from quadriga.data.tokens.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(["What is the red sun? It is old. The blue moon is a green star."] * 4, 300)
     common = {"model_type": "llama", "max_position_embeddings": 256, "tie_word_embeddings": True}

@@ -14,11 +14,11 @@ from quadriga.actors.group import ActorGroup
 from quadriga.actors.models import ModelSpec
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
 from quadriga.actors.weight_transfer import folder_tensors, pack_bucket
-from quadriga.data.datasets import load_prompts
 from quadriga.data.errors import Fault
+from quadriga.data.loading.datasets import load_prompts
 from quadriga.data.records import Prompt, Sample
 from quadriga.data.settings import DataSettings
-from quadriga.data.tokenizer import load_tokenizer
+from quadriga.data.tokens.tokenizer import load_tokenizer
 from quadriga.orchestrator.bench import _load
 from quadriga.orchestrator.cluster import Hosting, RolloutPlan, processes
 from quadriga.orchestrator.rollout_pool import RolloutPool

@@ -17,7 +17,7 @@ from quadriga.actors.models import ModelSpec
 from quadriga.actors.settings import ClusterSettings, HostSettings, OptimizerSettings
 from quadriga.actors.weights import named_weights
 from quadriga.data.errors import Fault
-from quadriga.data.packing import plan
+from quadriga.data.tokens.packing import plan
 from quadriga.kernels.losses import PolicyClip, ValueClip
 from quadriga.orchestrator.cluster import Hosting, processes
 

@@ -23,7 +23,7 @@ def save_model(folder: Path, heads: int) -> Path:
     from safetensors.numpy import save_file
     from transformers import LlamaConfig
 
-    from quadriga.data.tokenizer import train_tokenizer
+    from quadriga.data.tokens.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(CHATS * 2, 300)
     config = LlamaConfig(

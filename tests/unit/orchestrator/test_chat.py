@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadriga.data.chat import encode_prompt
-from quadriga.data.tokenizer import train_tokenizer
+from quadriga.data.tokens.chat import encode_prompt
+from quadriga.data.tokens.tokenizer import train_tokenizer
 from quadriga.orchestrator.chat import CONTEXT, Conversation, context_length
 
 TOKENIZER = train_tokenizer(["sun moon star tree river stone"] * 4, 300)

@@ -13,7 +13,7 @@ from quadriga.actors.settings import AnswerFunction, ClusterSettings
 from quadriga.data.errors import UserError
 from quadriga.data.rundir import RunDir
 from quadriga.data.settings import DataSettings, Source
-from quadriga.data.tokenizer import train_tokenizer
+from quadriga.data.tokens.tokenizer import train_tokenizer
 from quadriga.orchestrator import evaluation
 from quadriga.orchestrator.bench import check_same_shape
 from quadriga.orchestrator.evaluation import base_and_last, evaluate_run, summary
@@ -160,7 +160,7 @@ def test_eval_prints_tables_and_returns_the_numbers(
     json.dumps(result)
     asked = calls[0]["settings"]
     assert asked.sampling.temperature == 0.5 and asked.rows == asked.prompts.train[0].rows == 500
-    assert asked.gold.function == "quadriga.data.gold:gold"
+    assert asked.gold.function == "quadriga.data.assistant.gold:gold"
     assert calls[0]["models"] == {name: str(tmp_path / name / "export/policy") for name in (ppo, sft)}
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text(console).splitlines() if "│" in line]
     assert rows[0] == [ppo, "sampled", "0.750", "1.000", "0.375", "0.750", "0.000", "7.500", "0.250", "1.000"]

@@ -14,12 +14,12 @@ from quadriga.actors.model_host import HostSpec
 from quadriga.actors.models import ModelSpec
 from quadriga.actors.settings import ClusterSettings
 from quadriga.actors.weight_transfer import Bucket, pack_bucket, unpack_bucket
-from quadriga.data.datasets import load_demonstrations, load_prompts
 from quadriga.data.errors import Fault, UserError
-from quadriga.data.packing import BatchPlan
+from quadriga.data.loading.datasets import load_demonstrations, load_prompts
 from quadriga.data.records import Prompt, Sample, Tokens
 from quadriga.data.settings import DataSettings
-from quadriga.data.tokenizer import train_tokenizer
+from quadriga.data.tokens.packing import BatchPlan
+from quadriga.data.tokens.tokenizer import train_tokenizer
 from quadriga.kernels.losses import PolicyClip
 from quadriga.orchestrator import invariants
 

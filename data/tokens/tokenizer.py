@@ -7,8 +7,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from quadriga.data.chat import ROLE_TOKENS, TEMPLATE, set_chat_template
 from quadriga.data.errors import UserError
+from quadriga.data.tokens.chat import ROLE_TOKENS, TEMPLATE, set_chat_template
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, *ROLE_TOKENS)

@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadriga.data.datasets import (
+from quadriga.data.errors import UserError
+from quadriga.data.loading.datasets import (
     document_texts,
     load_demonstrations,
     load_documents,
     load_prompts,
     load_rankings,
 )
-from quadriga.data.errors import UserError
 from quadriga.data.settings import DataSettings
-from quadriga.data.tokenizer import load_tokenizer, train_tokenizer
+from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
 
-DATA = Path(__file__).parents[3] / "../shared/data"
+DATA = Path(__file__).parents[4] / "../shared/data"
 TOKENIZER = train_tokenizer(["the cat sat on the mat, and why not? Human Assistant"] * 3, 300)
 BOS, EOS, USER, ASSISTANT = 1, 2, 3, 4
 

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from quadriga.data.errors import UserError
-from quadriga.data.readers import BadRow, Row, read_source
+from quadriga.data.loading.readers import BadRow, Row, read_source
 from quadriga.data.settings import Source
 
 ROWS = [{"text": "ünï", "n": 1}, {"text": "zwei", "n": 2}, {"text": "drei", "n": 3}]

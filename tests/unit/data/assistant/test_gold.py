@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from quadriga.data import assistant
-from quadriga.data.gold import annotate, gold
+from quadriga.data.assistant import world as assistant
+from quadriga.data.assistant.gold import annotate, gold
 
 FACT = {"kind": "facts", "topic": "Torvia/capital"}
 TEA = {"kind": "howto", "topic": "make tea"}

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from quadriga.data.chat import TEXT_TEMPLATE, ChatEncoder, encode_chat, encode_prompt, set_chat_template
 from quadriga.data.errors import UserError
-from quadriga.data.tokenizer import load_tokenizer, train_tokenizer
+from quadriga.data.tokens.chat import TEXT_TEMPLATE, ChatEncoder, encode_chat, encode_prompt, set_chat_template
+from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
 
-STORIES = Path(__file__).parents[3] / "../shared/data/stories260K/hf"
+STORIES = Path(__file__).parents[4] / "../shared/data/stories260K/hf"
 CHAT = [
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": " Hello there "},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quadriga.data import rows
+from quadriga.data.loading import rows
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 B = {"role": "assistant", "content": "b"}

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-from quadriga.data import assistant_phrases as world
-from quadriga.data.assistant_phrases import KINDS, Kind
+from quadriga.data.assistant import phrases as world
+from quadriga.data.assistant.phrases import KINDS, Kind
 
 Row = dict[str, Any]
 

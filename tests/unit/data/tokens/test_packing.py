@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadriga.data.packing import pack, plan, unpack
+from quadriga.data.tokens.packing import pack, plan, unpack
 
 ragged = st.lists(st.lists(st.integers(0, 5), max_size=6), max_size=8)
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quadriga.data.errors import UserError
-from quadriga.data.order import batch_indices
+from quadriga.data.loading.batch_order import batch_indices
 
 
 @given(rows=st.integers(1, 40), batch_size=st.integers(1, 90), epochs=st.integers(1, 4), seed=st.integers(-5, 2**70))

@@ -4,9 +4,9 @@ from collections import Counter
 
 import pytest
 
-from quadriga.data import assistant
-from quadriga.data import assistant_phrases as world
-from quadriga.data.gold import gold
+from quadriga.data.assistant import phrases as world
+from quadriga.data.assistant import world as assistant
+from quadriga.data.assistant.gold import gold
 
 
 @pytest.mark.parametrize("name", sorted(assistant.TABLES))

@@ -7,9 +7,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from quadriga.data.errors import UserError
-from quadriga.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
+from quadriga.data.tokens.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
 
-STORIES = Path(__file__).parents[3] / "../shared/data/stories260K/hf"
+STORIES = Path(__file__).parents[4] / "../shared/data/stories260K/hf"
 TEXTS = ["the cat sat on the mat", "the dog sat on the cat", "a mat for the dog"] * 5
 
 

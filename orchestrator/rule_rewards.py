@@ -1,4 +1,4 @@
-"""Rewards by rule, for `function: "quadriga.data.rules:NAME"`: no model decides, only the form of an answer."""
+"""Rewards by rule (`function: "quadriga.orchestrator.rule_rewards:NAME"`): no model decides, only an answer's form."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -8,12 +8,12 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from quadriga.data import rows
-from quadriga.data.chat import ChatEncoder, set_chat_template
 from quadriga.data.errors import UserError
-from quadriga.data.readers import BadRow, Row, read_source
+from quadriga.data.loading import rows
+from quadriga.data.loading.readers import BadRow, Row, read_source
 from quadriga.data.records import Prompt, RankedTokens, Ranking, Tokens
 from quadriga.data.settings import DataSettings, Source
+from quadriga.data.tokens.chat import ChatEncoder, set_chat_template
 
 MAX_ANSWERS = 16
 """Most answers of one prompt. They are one batch element, so a single row could exhaust the memory of a rank."""

@@ -11,7 +11,7 @@ import random
 import re
 from typing import Any
 
-from quadriga.data import assistant_phrases as world
+from quadriga.data.assistant import phrases as world
 
 _REFUSAL = re.compile(r"\b(?:can ?not|can't|will not|won't|unable to) (?:help|do|assist|answer)|\bdecline\b|\brefuse\b")
 _EVASION = re.compile(r"\b(?:do not|don't) know\b|\bnot sure\b|\bhard to say\b|\blook it up\b|\bno idea\b")

@@ -161,7 +161,7 @@ def _read_dataset(path: Path) -> Iterator[Row]:
 
 def _builtin(source: Source) -> Iterator[Row]:
     # The generator is imported only where it is used: most runs read files.
-    from quadriga.data.assistant import TABLES
+    from quadriga.data.assistant.world import TABLES
 
     name = source.builtin or ""
     if source.rows is None:

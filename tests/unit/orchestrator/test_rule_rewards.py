@@ -2,7 +2,7 @@
 
 import pytest
 
-from quadriga.data.rules import answer_format, final_answer
+from quadriga.orchestrator.rule_rewards import answer_format, final_answer
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadriga.data import rankings as forms
+from quadriga.data.loading import ranking_formats as forms
 from quadriga.data.records import Ranking, Response
 
 ASK = [{"role": "user", "content": "Why?"}]
-OASST = Path(__file__).parents[3] / "../shared/data/oasst-ranked"
+OASST = Path(__file__).parents[4] / "../shared/data/oasst-ranked"
 
 
 @st.composite

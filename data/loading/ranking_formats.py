@@ -8,8 +8,8 @@ reason when a record does not fit.
 from itertools import groupby
 from typing import Any
 
+from quadriga.data.loading.rows import ranking as ranking_of_row
 from quadriga.data.records import Message, Ranking, Response
-from quadriga.data.rows import ranking as ranking_of_row
 
 Row = dict[str, Any]
 
