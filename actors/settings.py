@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from quadriga.actors.launchers import KubernetesSettings, SlurmSettings, SshSettings
+from quadriga.actors.launcher_settings import KubernetesSettings, SlurmSettings, SshSettings
 from quadriga.data.settings import Settings
 
 Role = Literal["actor", "critic", "reference", "reward"]

@@ -15,8 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.device import cores
-from quadriga.actors.export import save_fresh_model
+from quadriga.actors.model.export import save_fresh_model
+from quadriga.actors.runtime.device import cores
 from quadriga.data.loading.datasets import document_texts
 from quadriga.data.settings import DataSettings
 from quadriga.data.tokens.tokenizer import train_tokenizer

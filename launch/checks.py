@@ -4,9 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.device import cores
-from quadriga.actors.judges import Judge
-from quadriga.actors.placement import Machine, Placement, place, wishes_of
+from quadriga.actors.runtime.device import cores
 from quadriga.actors.settings import AnswerFunction, ModelSettings, Role
 from quadriga.data.errors import UserError
 from quadriga.launch import model_checks
@@ -15,6 +13,8 @@ from quadriga.launch.effects import idle_on_this_machine
 from quadriga.launch.explain import nearest, summary
 from quadriga.launch.findings import Finding, Inspection, gpu_count
 from quadriga.orchestrator.advantages import ESTIMATORS
+from quadriga.orchestrator.function_pool import Judge
+from quadriga.orchestrator.placement import Machine, Placement, place, wishes_of
 from quadriga.orchestrator.settings import (
     GeneratingStage,
     PipelineStage,

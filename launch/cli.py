@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from quadriga.actors.device import prepare_driver
+from quadriga.actors.runtime.device import prepare_driver
 from quadriga.data.errors import Fault, UserError
 from quadriga.launch import cli_hosts, cli_jobs, cli_plan
 from quadriga.launch.cli_options import Config, Overrides
@@ -92,7 +92,7 @@ def run(
             f"`cluster.{launcher}` says how a cluster is brought up, and `run` stays on this machine: say `quadriga "
             f"launch`, or cluster.{launcher}=null."
         )
-    from quadriga.actors.forkserver import forking
+    from quadriga.actors.runtime.fork_server import forking
     from quadriga.orchestrator.settings import GeneratingStage
 
     wanted = ["rollout"] if isinstance(stage, GeneratingStage) else []

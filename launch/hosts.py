@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.launchers import SshSettings
+from quadriga.actors.launcher_settings import SshSettings
 from quadriga.data.errors import UserError
 
 SCRIPT = Path(__file__).with_name("remote.py")

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from quadriga.actors.launchers import KubernetesSettings, PodSettings
+from quadriga.actors.launcher_settings import KubernetesSettings, PodSettings
 from quadriga.data.errors import UserError
 from quadriga.launch.batch import config_text, fingerprint, job_name, run_dir, submit
 

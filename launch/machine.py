@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from quadriga.actors.device import cores
+from quadriga.actors.runtime.device import cores
 from quadriga.launch.findings import Finding, gpu_count
 
 GIB = 1 << 30

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from quadriga.actors.launchers import SlurmSettings
+from quadriga.actors.launcher_settings import SlurmSettings
 from quadriga.launch.batch import config_text, fingerprint, job_name, run_dir, submit
 
 BEGINNING = r"""

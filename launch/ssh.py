@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from quadriga.actors.device import driver_environment
-from quadriga.actors.launchers import SshSettings
+from quadriga.actors.launcher_settings import SshSettings
+from quadriga.actors.runtime.device import driver_environment
 from quadriga.data.errors import Fault, UserError
 from quadriga.launch.config import resolved
 from quadriga.launch.explain import summary

@@ -9,14 +9,14 @@ from typing import Any
 
 from rich.table import Table
 
-from quadriga.actors.launchers import SshSettings
-from quadriga.actors.placement import Machine
+from quadriga.actors.launcher_settings import SshSettings
 from quadriga.data.errors import UserError
 from quadriga.launch.checks import heads_divide, seat, single_stages
 from quadriga.launch.findings import Finding
 from quadriga.launch.host_checks import Facts, facts_of, judge_addresses, judge_host, judge_meeting, judge_sharing
 from quadriga.launch.hosts import Host, all_of, hosts_of, meeting
 from quadriga.launch.machine import pins
+from quadriga.orchestrator.placement import Machine
 
 LOOK_SECONDS = 60.0
 MEET_SECONDS = 6.0

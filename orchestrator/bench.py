@@ -6,15 +6,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quadriga.actors.judges import Judge
-from quadriga.actors.models import ModelSpec, check_reward_head, read_config
+from quadriga.actors.model.heads import ModelSpec, check_reward_head, read_config
+from quadriga.actors.runtime.remote_calls import gather
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
-from quadriga.actors.waiting import gather
 from quadriga.data.errors import Lost, UserError
 from quadriga.data.records import Prompt, Sample
 from quadriga.orchestrator import invariants
 from quadriga.orchestrator.cluster import Hosting, Processes, RolloutPlan, connected, processes
 from quadriga.orchestrator.console import StageProgress
+from quadriga.orchestrator.function_pool import Judge
 from quadriga.orchestrator.measures import Answer, Evaluation, Measures, best_of, mean_kl, measure
 from quadriga.orchestrator.ppo import end_tokens, reward_shift
 from quadriga.orchestrator.recovery import Recovery

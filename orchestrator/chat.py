@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from quadriga.actors.models import read_config
+from quadriga.actors.model.heads import read_config
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
 from quadriga.data.errors import Fault
 from quadriga.data.records import Message, Prompt

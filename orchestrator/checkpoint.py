@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.group import ActorGroup
+from quadriga.actors.model.group import ActorGroup
 from quadriga.data.errors import Fault, Lost
 from quadriga.data.rundir import RunDir, publish, write_json_atomic
 from quadriga.orchestrator.run_state import RunState

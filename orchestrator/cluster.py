@@ -6,20 +6,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from quadriga.actors.berths import Berths, machines
-from quadriga.actors.device import cores, prepare_driver, resolve_device
-from quadriga.actors.forkserver import forking
-from quadriga.actors.group import ActorGroup, start_groups
-from quadriga.actors.model_host import HostSpec, ModelHost
-from quadriga.actors.models import ModelSpec
-from quadriga.actors.placement import crowd, fewest_cores, place, threads, wishes_of
-from quadriga.actors.process import remote_process, runtime_env
-from quadriga.actors.rollout import RolloutWorker
+from quadriga.actors.model.group import ActorGroup, start_groups
+from quadriga.actors.model.heads import ModelSpec
+from quadriga.actors.model.worker import HostSpec, ModelHost
+from quadriga.actors.rollout.worker import RolloutWorker
+from quadriga.actors.runtime.device import cores, prepare_driver, resolve_device
+from quadriga.actors.runtime.fork_server import forking
+from quadriga.actors.runtime.process import remote_process, runtime_env
+from quadriga.actors.runtime.remote_calls import Died, gather, pulse
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
-from quadriga.actors.waiting import Died, gather, pulse
 from quadriga.data.errors import Fault, Lost, UserError
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.fleet import Fleet
+from quadriga.orchestrator.placement import crowd, fewest_cores, place, threads, wishes_of
+from quadriga.orchestrator.reservations import Berths, machines
 
 START_ATTEMPTS = 3
 PULSE_SECONDS = 2.0

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from quadriga.actors.waiting import pulse, wait_all
+from quadriga.actors.runtime.remote_calls import pulse, wait_all
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.cluster import Processes
 from quadriga.orchestrator.settings import FaultSettings, PlannedFault

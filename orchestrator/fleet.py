@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from quadriga.actors.runtime.remote_calls import gather, poll
 from quadriga.actors.settings import DeadlineSettings
-from quadriga.actors.waiting import gather, poll
 from quadriga.data.errors import Lost
 from quadriga.orchestrator.health import Health, State
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from quadriga.actors.group import Element, Update
-from quadriga.actors.judges import Judge
-from quadriga.actors.models import ModelSpec, check_reward_head, read_config
+from quadriga.actors.model.group import Element, Update
+from quadriga.actors.model.heads import ModelSpec, check_reward_head, read_config
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import Lost, UserError
 from quadriga.data.loading.batch_order import batch_indices
@@ -19,6 +18,7 @@ from quadriga.orchestrator import advantages, invariants, schedule
 from quadriga.orchestrator.advantages import ESTIMATORS, Advantages, Experience, KLController
 from quadriga.orchestrator.checkpoint import Export
 from quadriga.orchestrator.cluster import Hosting, RolloutPlan
+from quadriga.orchestrator.function_pool import Judge
 from quadriga.orchestrator.health import State
 from quadriga.orchestrator.rewards import FunctionReward, ModelReward, Reward, Scores, judged
 from quadriga.orchestrator.rollout_pool import RolloutPool

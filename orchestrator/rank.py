@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from quadriga.actors.judges import Judge
 from quadriga.data.records import Prompt, Ranking, Response, Sample
 from quadriga.data.rundir import RunDir, write_text_atomic
 from quadriga.orchestrator.cluster import RolloutPlan, connected, processes
 from quadriga.orchestrator.console import StageProgress
+from quadriga.orchestrator.function_pool import Judge
 from quadriga.orchestrator.ppo import end_tokens, hash_seed
 from quadriga.orchestrator.recovery import Recovery
 from quadriga.orchestrator.rewards import judged

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from quadriga.actors.group import ActorGroup, Pending
-from quadriga.actors.judges import Judge, JudgeError, score_of
+from quadriga.actors.model.group import ActorGroup, Pending
 from quadriga.data.records import Sample
+from quadriga.orchestrator.function_pool import Judge, JudgeError, score_of
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from quadriga.actors.rollout import Finished, Request
+from quadriga.actors.rollout.worker import Finished, Request
+from quadriga.actors.runtime.remote_calls import gather, poll
 from quadriga.actors.settings import SamplingSettings
-from quadriga.actors.waiting import gather, poll
 from quadriga.data.errors import Lost
 from quadriga.data.records import Prompt, Sample
 from quadriga.orchestrator.fleet import Fleet, Worker

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from quadriga.actors.group import ActorGroup
-from quadriga.actors.models import ModelSpec, read_config
+from quadriga.actors.model.group import ActorGroup
+from quadriga.actors.model.heads import ModelSpec, read_config
 from quadriga.actors.settings import ModelSettings, Role
 from quadriga.data.errors import Lost, UserError
 from quadriga.data.loading.readers import BadRow

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from quadriga.actors.group import ActorGroup, Element
-from quadriga.actors.models import ModelSpec
+from quadriga.actors.model.group import ActorGroup, Element
+from quadriga.actors.model.heads import ModelSpec
 from quadriga.data.loading.batch_order import batch_indices
 from quadriga.data.records import RankedTokens, Tokens
 from quadriga.kernels.losses import LOSSES
@@ -73,7 +73,7 @@ class Pretrain(SupervisedStage):
 
     def prepare(self) -> None:
         """Tokenizer (trained on the documents unless given), fresh weights unless given, packed rows."""
-        from quadriga.actors.export import save_fresh_model
+        from quadriga.actors.model.export import save_fresh_model
         from quadriga.data.loading.datasets import document_texts, load_documents
         from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
 

@@ -67,7 +67,7 @@ class Watchdog:
 
 
 def dump_stacks(path: Path, processes: Iterable[tuple[str, int]]) -> None:
-    """The driver's stacks into `path`, and every other process's into its own log (see actors/process.py).
+    """The driver's stacks into `path`, and every other process's into its own log (see actors/runtime/process.py).
 
     processes: (Ray's node id, process id). One task a node sends the signal; a node that is gone is left out.
     """

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from quadriga.actors.model_host import HostResult, ModelHost
+from quadriga.actors.model.worker import HostResult, ModelHost
 
 
 class BrokenHost(ModelHost):

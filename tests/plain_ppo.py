@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from quadriga.actors.group import Element
-from quadriga.actors.weights import named_weights
+from quadriga.actors.model.group import Element
+from quadriga.actors.weights.source import named_weights
 
 SIZES = (1, 5, 8)
 """Samples of the three steps."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from quadriga.actors.model_host import ModelHost
+from quadriga.actors.model.worker import ModelHost
 
 
 class RecordingHost(ModelHost):

@@ -12,9 +12,9 @@ from statistics import median
 
 import numpy as np
 
-from quadriga.actors.device import cores
-from quadriga.actors.group import Element
-from quadriga.actors.models import ModelSpec
+from quadriga.actors.model.group import Element
+from quadriga.actors.model.heads import ModelSpec
+from quadriga.actors.runtime.device import cores
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role, SamplingSettings
 from quadriga.data.records import Prompt
 from quadriga.launch.plan.calibration import (

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from quadriga.actors.device import cores
+from quadriga.actors.runtime.device import cores
 from quadriga.data.errors import UserError
 from quadriga.launch.findings import gpu_count
 from quadriga.launch.plan.seconds import Call, Generation

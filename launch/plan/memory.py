@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quadriga.actors.models import Head
+from quadriga.actors.model.deepspeed import deepspeed_config
+from quadriga.actors.model.heads import Head
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings
-from quadriga.actors.zero import deepspeed_config
 from quadriga.launch.plan.activations import forward_activations, training_activations
 from quadriga.launch.plan.shapes import ModelShape
 from quadriga.launch.plan.stages import Member, PlannedStage

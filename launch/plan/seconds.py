@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from quadriga.actors.device import cores
-from quadriga.actors.models import Head
-from quadriga.actors.placement import threads
+from quadriga.actors.model.heads import Head
+from quadriga.actors.runtime.device import cores
 from quadriga.launch.plan.activations import training_activations
 from quadriga.launch.plan.devices import seated
 from quadriga.launch.plan.memory import element_size
 from quadriga.launch.plan.shapes import ModelShape
 from quadriga.launch.plan.stages import Member, PlannedStage
 from quadriga.launch.plan.work import Elements, Work, micro_batches, work_of
+from quadriga.orchestrator.placement import threads
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from quadriga.actors.models import Head
+from quadriga.actors.model.heads import Head
 from quadriga.data.errors import UserError
 
 ROTARY = ("llama", "mistral", "qwen2", "qwen3")

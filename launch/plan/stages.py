@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.models import Head, read_config
+from quadriga.actors.model.heads import Head, read_config
 from quadriga.actors.settings import ClusterSettings, ModelSettings, Role
 from quadriga.launch import model_checks
 from quadriga.launch.config import build, is_placeholder, placeholders

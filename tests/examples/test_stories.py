@@ -9,7 +9,7 @@ import torch
 from corpora import needs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quadriga.actors.models import ModelSpec, load_model, token_logprobs
+from quadriga.actors.model.heads import ModelSpec, load_model, token_logprobs
 from quadriga.data.loading.datasets import load_demonstrations
 from quadriga.data.records import Tokens
 from quadriga.data.tokens.tokenizer import load_tokenizer

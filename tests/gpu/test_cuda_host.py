@@ -9,11 +9,11 @@ import torch
 from plain_ppo import CLIP, LR, NORM, batches, plain_torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from quadriga.actors.group import Element, pack_elements
-from quadriga.actors.model_host import HostSpec, ModelHost
-from quadriga.actors.models import ModelSpec
+from quadriga.actors.model.group import Element, pack_elements
+from quadriga.actors.model.heads import ModelSpec
+from quadriga.actors.model.worker import HostSpec, ModelHost
 from quadriga.actors.settings import ClusterSettings, HostSettings, OptimizerSettings
-from quadriga.actors.weights import named_weights
+from quadriga.actors.weights.source import named_weights
 from quadriga.data.tokens.packing import pack
 from quadriga.kernels.attention import varlen_attention
 from quadriga.kernels.logprobs import linear_logprobs

@@ -19,7 +19,7 @@ WORDS = ["sun", "moon", "star", "tree", "river", "stone", "bird", "fish", "wind"
 @pytest.fixture(scope="session")
 def made_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 0.1M parameters with a trained tokenizer and random weights."""
-    from quadriga.actors.export import save_fresh_model
+    from quadriga.actors.model.export import save_fresh_model
     from quadriga.data.tokens.tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("models") / "policy"

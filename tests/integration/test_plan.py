@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tiny import demonstrations, prompts, rankings
 
-from quadriga.actors.group import ActorGroup, Element
-from quadriga.actors.models import ModelSpec
+from quadriga.actors.model.group import ActorGroup, Element
+from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.settings import OptimizerSettings, SamplingSettings
 from quadriga.data.records import Prompt
 from quadriga.data.rundir import RunDir
@@ -140,7 +140,7 @@ def measured_machine(ray_cluster: None) -> Iterator[Calibration]:
 
 def fresh(folder: Path, **shape: Any) -> Path:
     """A Llama of this shape with random weights and a small tokenizer."""
-    from quadriga.actors.export import save_fresh_model
+    from quadriga.actors.model.export import save_fresh_model
     from quadriga.data.tokens.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(["What is the red sun? It is old. The blue moon is a green star."] * 4, 300)

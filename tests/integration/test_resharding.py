@@ -8,9 +8,9 @@ import pytest
 from plain_ppo import CLIP, LR, batches
 from tiny import CLUSTER
 
-from quadriga.actors.group import ActorGroup, Element, start_groups
-from quadriga.actors.model_host import HostSpec
-from quadriga.actors.models import ModelSpec
+from quadriga.actors.model.group import ActorGroup, Element, start_groups
+from quadriga.actors.model.heads import ModelSpec
+from quadriga.actors.model.worker import HostSpec
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings
 from quadriga.data.rundir import RunDir
 from quadriga.kernels.losses import PolicyClip

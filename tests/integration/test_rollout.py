@@ -10,10 +10,10 @@ import torch
 from tiny import CLUSTER, prompts
 from transformers import AutoModelForCausalLM
 
-from quadriga.actors.group import ActorGroup
-from quadriga.actors.models import ModelSpec
+from quadriga.actors.model.group import ActorGroup
+from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
-from quadriga.actors.weight_transfer import folder_tensors, pack_bucket
+from quadriga.actors.weights.transfer import folder_tensors, pack_bucket
 from quadriga.data.errors import Fault
 from quadriga.data.loading.datasets import load_prompts
 from quadriga.data.records import Prompt, Sample

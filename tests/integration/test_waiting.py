@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from quadriga.actors.process import remote_process
-from quadriga.actors.waiting import Died, gather, pulse, wait_all
+from quadriga.actors.runtime.process import remote_process
+from quadriga.actors.runtime.remote_calls import Died, gather, pulse, wait_all
 from quadriga.data.errors import Fault, Lost, UserError
 
 pytestmark = pytest.mark.integration

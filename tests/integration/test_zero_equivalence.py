@@ -12,10 +12,10 @@ from plain_ppo import CLIP, LR, NORM, PlainRun, batches, plain_torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from quadriga.actors.group import ActorGroup, Element
-from quadriga.actors.models import ModelSpec
+from quadriga.actors.model.group import ActorGroup, Element
+from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.settings import ClusterSettings, HostSettings, OptimizerSettings
-from quadriga.actors.weights import named_weights
+from quadriga.actors.weights.source import named_weights
 from quadriga.data.errors import Fault
 from quadriga.data.tokens.packing import plan
 from quadriga.kernels.losses import PolicyClip, ValueClip

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from quadriga.actors import fork_client
-from quadriga.actors.forkserver import forking, worker_command
+from quadriga.actors.runtime import fork_client
+from quadriga.actors.runtime.fork_server import forking, worker_command
 from quadriga.actors.settings import ClusterSettings
 
 SCRIPT = """
@@ -38,7 +38,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
         listener.bind(path)
         listener.listen()
         number = listener.fileno()
-        command = [sys.executable, "-P", "-m", "quadriga.actors.forkserver", str(os.getpid()), str(number)]
+        command = [sys.executable, "-P", "-m", "quadriga.actors.runtime.fork_server", str(os.getpid()), str(number)]
         process = subprocess.Popen([*command, "fractions"], pass_fds=[number])
     yield path, process
     process.kill()
@@ -104,7 +104,7 @@ def test_a_server_forks_another_that_knows_more(server: tuple[str, "subprocess.P
 
 def test_a_driver_that_was_killed_leaves_no_server_and_no_socket(tmp_path: Path) -> None:
     code = (
-        "import time; from quadriga.actors import forkserver; forkserver.HOST_MODULES = ('fractions',)\n"
+        "import time; from quadriga.actors.runtime import fork_server as forkserver; forkserver.HOST_MODULES = ('fractions',)\n"
         "server = forkserver.ForkServer({}); print(server.process.pid, server._folder, flush=True); time.sleep(60)"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path)}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from quadriga.actors.models import Head, token_logprobs, token_scalars
+from quadriga.actors.model.heads import Head, token_logprobs, token_scalars
 from quadriga.data.errors import UserError
 
 LENGTHS = (7, 12)

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from quadriga.actors.placement import Berth, Machine, Placement
-from quadriga.actors.waiting import wait_all
+from quadriga.actors.runtime.remote_calls import wait_all
 from quadriga.data.errors import Fault
+from quadriga.orchestrator.placement import Berth, Machine, Placement
 
 REACH_SECONDS = 3.0
 

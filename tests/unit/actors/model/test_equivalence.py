@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
-from quadriga.actors.equivalence import check_packed_forward
-from quadriga.actors.models import ModelSpec, load_model, token_logprobs
+from quadriga.actors.model.equivalence import check_packed_forward
+from quadriga.actors.model.heads import ModelSpec, load_model, token_logprobs
 from quadriga.data.errors import UserError
 
 USUAL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -9,7 +9,7 @@ import pytest
 # threads in there at once, one may use a kernel of low accuracy.
 PROBE = """
 import ctypes, pathlib, sys, torch
-from quadriga.actors.device import start_torch
+from quadriga.actors.runtime.device import start_torch
 library = ctypes.CDLL(str(pathlib.Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 function = getattr(library, "mkl_vml_serv_cpu_detect", None)
 start = ctypes.cast(function, ctypes.c_void_p).value if function else None

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.weights import full_shape, gathered_buckets
+from quadriga.actors.weights.source import full_shape, gathered_buckets
 
 AUTO_CLASSES = {
     "policy": "AutoModelForCausalLM",

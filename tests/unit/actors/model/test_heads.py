@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from quadriga.actors.export import export_model
-from quadriga.actors.models import ModelSpec, check_reward_head, load_model, scalar_head
+from quadriga.actors.model.export import export_model
+from quadriga.actors.model.heads import ModelSpec, check_reward_head, load_model, scalar_head
 from quadriga.data.errors import UserError
 
 SIZES = {

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from quadriga.actors.judge_process import JudgeProcess, StartError
 from quadriga.actors.settings import AnswerFunction
 from quadriga.data.errors import Fault, UserError
+from quadriga.orchestrator.function_process import JudgeProcess, StartError
 
 CHUNK = 8  # rows a call: what one timeout or crash can cost
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from quadriga.actors.judges import Judge, JudgeError, score_of
 from quadriga.actors.settings import AnswerFunction
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.records import Prompt, Sample
+from quadriga.orchestrator.function_pool import Judge, JudgeError, score_of
 from quadriga.orchestrator.rewards import judged
 
 MODULE = """
@@ -254,7 +254,7 @@ def test_a_trainer_that_was_killed_leaves_no_process_behind(tmp_path: Path) -> N
     witness = tmp_path / "pid"
     row = {"response": "hang", "meta": {"witness": str(witness)}}
     code = (
-        "from quadriga.actors.judges import Judge; from quadriga.actors.settings import AnswerFunction\n"
+        "from quadriga.orchestrator.function_pool import Judge; from quadriga.actors.settings import AnswerFunction\n"
         f"Judge(AnswerFunction(function='judging:hang', timeout=60)).judge([{row!r}])"
     )
     trainer = subprocess.Popen([sys.executable, "-c", code])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.device import engine_arguments, memory_bytes, start_torch
+from quadriga.actors.runtime.device import engine_arguments, memory_bytes, start_torch
 from quadriga.actors.settings import RolloutSettings, SamplingSettings
 from quadriga.data.errors import Fault
 
@@ -190,7 +190,7 @@ class RolloutWorker:
             from vllm.engine.arg_utils import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
-            from quadriga.actors.rollout_engine import BACKEND
+            from quadriga.actors.weights.object_store import BACKEND
 
             settings = self.settings
             start_torch(self.device, settings.threads)
@@ -250,7 +250,7 @@ class RolloutWorker:
 
     def receive_bucket(self, entries: tuple[Any, ...], checksum: int, payload: Any) -> None:
         """One bucket of weights."""
-        from quadriga.actors.weight_transfer import Bucket
+        from quadriga.actors.weights.transfer import Bucket
 
         info = {"bucket": Bucket(entries, payload, checksum)}
         self.loop.call(lambda engine: engine.collective_rpc("update_weights", kwargs={"update_info": info}))
@@ -262,8 +262,8 @@ class RolloutWorker:
 
     def load_folder(self, folder: str, version: int, bucket_bytes: int) -> None:
         """Take the weights of a model folder, through the same path as a sync."""
-        from quadriga.actors.weight_transfer import folder_tensors, pack_bucket
-        from quadriga.actors.weights import buckets
+        from quadriga.actors.weights.source import buckets
+        from quadriga.actors.weights.transfer import folder_tensors, pack_bucket
 
         self.start_weight_update(version)
         for tensors in buckets(folder_tensors(Path(folder)), bucket_bytes):

@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors import fork_client
-from quadriga.actors.device import process_environment, without_gpu
+from quadriga.actors.runtime import fork_client
+from quadriga.actors.runtime.device import process_environment, without_gpu
 from quadriga.actors.settings import ClusterSettings
 from quadriga.data.errors import Fault
 
@@ -31,12 +31,16 @@ HOST_MODULES = (
     "transformers.models.llama.modeling_llama",
     "deepspeed",
     "transformers.integrations",
-    "quadriga.actors.export",
-    "quadriga.actors.model_host",
-    "quadriga.actors.weight_transfer",
-    "quadriga.actors.zero",
+    "quadriga.actors.model.export",
+    "quadriga.actors.model.worker",
+    "quadriga.actors.weights.transfer",
+    "quadriga.actors.model.deepspeed",
 )
-ROLLOUT_MODULES = ("quadriga.actors.rollout", "quadriga.actors.rollout_engine", "vllm.v1.engine.llm_engine")
+ROLLOUT_MODULES = (
+    "quadriga.actors.rollout.worker",
+    "quadriga.actors.weights.object_store",
+    "vllm.v1.engine.llm_engine",
+)
 
 
 _current: "ForkServer | None" = None
@@ -81,7 +85,14 @@ class ForkServer:
         self._folder = tempfile.mkdtemp(prefix="quadriga-fork-")
         self._sockets = {"host": f"{self._folder}/host"}
         listener = _listen(self._sockets["host"])
-        command = [sys.executable, "-P", "-m", "quadriga.actors.forkserver", str(os.getpid()), str(listener.fileno())]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "quadriga.actors.runtime.fork_server",
+            str(os.getpid()),
+            str(listener.fileno()),
+        ]
         with open(log, "ab") as output, listener:
             self.process = subprocess.Popen(
                 [*command, *HOST_MODULES],

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from quadriga.actors.device import memory_bytes, start_torch
-from quadriga.actors.models import ModelSpec
-from quadriga.actors.network import use_interface_of
+from quadriga.actors.model.heads import ModelSpec
+from quadriga.actors.runtime.device import memory_bytes, start_torch
+from quadriga.actors.runtime.network import use_interface_of
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
 from quadriga.data.errors import Fault
 from quadriga.data.tokens.packing import PackedBatch
@@ -87,10 +87,10 @@ class ModelHost:
         self.device = start_torch(spec.device, spec.threads)
         import torch
 
-        from quadriga.actors.equivalence import check_packed_forward
-        from quadriga.actors.models import load_model
-        from quadriga.actors.weights import full_shape
-        from quadriga.actors.zero import ZeroEngine, deepspeed_config
+        from quadriga.actors.model.deepspeed import ZeroEngine, deepspeed_config
+        from quadriga.actors.model.equivalence import check_packed_forward
+        from quadriga.actors.model.heads import load_model
+        from quadriga.actors.weights.source import full_shape
 
         before = memory_bytes(spec.device)
         self.torch = torch
@@ -113,7 +113,7 @@ class ModelHost:
 
     def forward_logprobs(self, batches: list[PackedBatch], temperature: float) -> HostResult:
         """[(log-probs [T], entropies [T])] float32 of each batch."""
-        from quadriga.actors.models import token_logprobs
+        from quadriga.actors.model.heads import token_logprobs
 
         began = time.monotonic()
         result = []
@@ -179,7 +179,7 @@ class ModelHost:
 
         stats: of this step, named by the Fault that is raised when the norm is not finite.
         """
-        from quadriga.actors.zero import NonFiniteGradient
+        from quadriga.actors.model.deepspeed import NonFiniteGradient
 
         try:
             return self.engine.step(lr)
@@ -196,8 +196,8 @@ class ModelHost:
 
     def send_weights(self, version: int, workers: dict[str, Any]) -> HostResult:
         """Stream the whole model to the rollout workers, every rank inside the same gathers; rank 0 talks to them."""
-        from quadriga.actors.weight_transfer import WeightSyncClient
-        from quadriga.actors.weights import gathered_buckets
+        from quadriga.actors.weights.source import gathered_buckets
+        from quadriga.actors.weights.transfer import WeightSyncClient
 
         began = time.monotonic()
         cluster = self.spec.cluster
@@ -209,7 +209,7 @@ class ModelHost:
 
     def weights_to_send(self) -> list[tuple[str, Any]]:
         """The tensors of a sync: always the whole model."""
-        from quadriga.actors.weights import named_weights
+        from quadriga.actors.weights.source import named_weights
 
         return named_weights(self.model)
 
@@ -242,7 +242,7 @@ class ModelHost:
 
     def export(self, folder: str, kind: str, extra: dict[str, Any]) -> HostResult:
         """Rank 0 writes the model in Hugging Face layout; every rank takes part in the gathers."""
-        from quadriga.actors.export import export_model
+        from quadriga.actors.model.export import export_model
 
         began = time.monotonic()
         bucket, first = self.spec.cluster.bucket_bytes, self.spec.rank == 0
@@ -272,20 +272,20 @@ class ModelHost:
 
     def _output(self, head: str, tensors: dict[str, Any], temperature: float) -> dict[str, Any]:
         if head == "logprobs":
-            from quadriga.actors.models import token_logprobs
+            from quadriga.actors.model.heads import token_logprobs
 
             logprobs, entropy = token_logprobs(self.engine.engine, self.model, tensors, temperature)
             return {"logprobs": logprobs, "entropy": entropy}
         return {"values": self._values(tensors)} if head == "values" else {"scores": self._scores(tensors)}
 
     def _values(self, tensors: dict[str, Any]) -> Any:
-        from quadriga.actors.models import token_scalars
+        from quadriga.actors.model.heads import token_scalars
 
         output = token_scalars(self.engine.engine, tensors)
         return self.torch.where(tensors["first"], 0.0, self.torch.roll(output, 1))
 
     def _scores(self, tensors: dict[str, Any]) -> Any:
-        from quadriga.actors.models import token_scalars
+        from quadriga.actors.model.heads import token_scalars
 
         return token_scalars(self.engine.engine, tensors)[tensors["cu_seqlens"][1:].long() - 1]
 

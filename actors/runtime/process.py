@@ -7,9 +7,9 @@ import sys
 import threading
 from typing import Any
 
-from quadriga.actors.device import process_environment
-from quadriga.actors.forkserver import worker_command
-from quadriga.actors.suffering import suffer
+from quadriga.actors.runtime.device import process_environment
+from quadriga.actors.runtime.fault_injection import suffer
+from quadriga.actors.runtime.fork_server import worker_command
 
 
 def take_over_output(path: str) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quadriga.actors.model_host import HostResult, HostSpec, ModelHost
-from quadriga.actors.process import remote_process, runtime_env
-from quadriga.actors.waiting import wait_all
+from quadriga.actors.model.worker import HostResult, HostSpec, ModelHost
+from quadriga.actors.runtime.process import remote_process, runtime_env
+from quadriga.actors.runtime.remote_calls import wait_all
 from quadriga.data.errors import Fault
 from quadriga.data.tokens.packing import BatchPlan, PackedBatch, pack, plan, unpack
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from quadriga.actors.suffering import suffer
+from quadriga.actors.runtime.fault_injection import suffer
 
 PROGRAM = """
 import sys, threading, time
-from quadriga.actors.suffering import Injected, suffer
+from quadriga.actors.runtime.fault_injection import Injected, suffer
 print("ready", flush=True)
 try:
     timer = threading.Timer(0.1, suffer, (sys.argv[1], 1.0, threading.get_ident()))
@@ -76,7 +76,7 @@ def test_raise_reaches_the_thread_that_works() -> None:
 def test_disconnect_ends_tcp_connections_and_no_other() -> None:
     program = """
 import socket, sys
-from quadriga.actors.suffering import suffer
+from quadriga.actors.runtime.fault_injection import suffer
 tcp, pair = socket.create_connection(("127.0.0.1", int(sys.argv[1]))), socket.socketpair()
 suffer("disconnect", 0.0, None)
 pair[0].sendall(b"x")

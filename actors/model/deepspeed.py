@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from quadriga.actors.device import communication_backend
+from quadriga.actors.runtime.device import communication_backend
 from quadriga.actors.settings import ClusterSettings, HostSettings, OptimizerSettings
 from quadriga.data.errors import UserError
 
@@ -194,7 +194,7 @@ class ZeroEngine:
 
 def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     """Decay matrices only: biases and norm scales are left alone, as is usual since GPT-2."""
-    from quadriga.actors.weights import full_shape
+    from quadriga.actors.weights.source import full_shape
 
     trainable = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trainable if len(full_shape(p)) >= 2]

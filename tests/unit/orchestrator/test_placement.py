@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadriga.actors.placement import Machine, Placement, Wish, crowd, fewest_cores, place, threads
 from quadriga.data.errors import UserError
+from quadriga.orchestrator.placement import Machine, Placement, Wish, crowd, fewest_cores, place, threads
 
 ROLES = ["actor", "critic", "reference", "reward", "rollout"]
 wishes = st.dictionaries(

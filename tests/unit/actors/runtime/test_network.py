@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from quadriga.actors.network import interface_of, use_interface_of
+from quadriga.actors.runtime.network import interface_of, use_interface_of
 
 
 def test_loopback_is_found_and_an_address_of_nobody_is_not() -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from quadriga.actors.runtime.remote_calls import gather
 from quadriga.actors.settings import DeadlineSettings
-from quadriga.actors.waiting import gather
 from quadriga.data.errors import Lost
 
 

@@ -38,7 +38,7 @@ class JudgeProcess:
     def _start(self) -> None:
         # -P: the working directory goes last on the path (see main), where it cannot hide an installed package.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "quadriga.actors.judge_process", self._function, str(os.getpid())],
+            [sys.executable, "-P", "-m", "quadriga.orchestrator.function_process", self._function, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

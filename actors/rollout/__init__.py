@@ -1,0 +1,1 @@
+"""Generation with vLLM inside a Ray actor."""

@@ -1,0 +1,1 @@
+"""What every actor process stands on: device, environment, network, remote calls, forking, injected faults."""
