@@ -22,7 +22,7 @@ from quadriga.data.settings import DataSettings
 from quadriga.data.tokens.tokenizer import train_tokenizer
 from quadriga.launch.config import PRESETS, build, load_config
 from quadriga.orchestrator.run import run
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.tracking.tracker import read_metrics
 
 EVERY = 10
 

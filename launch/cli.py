@@ -158,7 +158,7 @@ def evaluate(
 
       quadriga eval runs/assistant/round-1/ppo/checkpoints/step-10 --temperature 0
     """
-    from quadriga.orchestrator.evaluation import evaluate_run
+    from quadriga.orchestrator.evaluation.report import evaluate_run
 
     numbers = evaluate_run(
         model, against, rows=rows, temperature=temperature, samples_per_prompt=samples, reward=reward, seed=seed

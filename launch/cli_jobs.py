@@ -85,7 +85,7 @@ def jobs(address: Address = None) -> None:
       quadriga jobs --address http://head:8265
     """
     from quadriga.launch.jobs import RUN, attempts, connect, state
-    from quadriga.orchestrator.console import duration, make_console
+    from quadriga.orchestrator.tracking.console import duration, make_console
 
     table = Table("run", "job", "status", "started")
     table.add_column("duration", justify="right")

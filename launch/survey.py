@@ -16,7 +16,7 @@ from quadriga.launch.findings import Finding
 from quadriga.launch.host_checks import Facts, facts_of, judge_addresses, judge_host, judge_meeting, judge_sharing
 from quadriga.launch.hosts import Host, all_of, hosts_of, meeting
 from quadriga.launch.machine import pins
-from quadriga.orchestrator.placement import Machine
+from quadriga.orchestrator.cluster.placement import Machine
 
 LOOK_SECONDS = 60.0
 MEET_SECONDS = 6.0

@@ -14,12 +14,12 @@ from quadriga.actors.model.heads import read_config
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
 from quadriga.data.errors import Fault
 from quadriga.data.records import Message, Prompt
-from quadriga.orchestrator.cluster import RolloutPlan, connected, processes
-from quadriga.orchestrator.console import make_console
-from quadriga.orchestrator.ppo import end_tokens
-from quadriga.orchestrator.recovery import Recovery
-from quadriga.orchestrator.rollout_pool import RolloutPool
-from quadriga.orchestrator.targets import find_model
+from quadriga.orchestrator.cluster.processes import RolloutPlan, connected, processes
+from quadriga.orchestrator.faults.recovery import Recovery
+from quadriga.orchestrator.model_folders import find_model
+from quadriga.orchestrator.rollout.pool import RolloutPool
+from quadriga.orchestrator.stages.ppo.trainer import end_tokens
+from quadriga.orchestrator.tracking.console import make_console
 
 CONTEXT = 2048
 """Most tokens of a conversation: the engine's cache is small."""

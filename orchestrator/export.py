@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quadriga.data.errors import UserError
 from quadriga.data.rundir import publish
-from quadriga.orchestrator.targets import Kind, find_model
+from quadriga.orchestrator.model_folders import Kind, find_model
 
 
 def export_run(name: str, to: str | Path, kind: Kind = "policy") -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 from quadriga.data.errors import UserError
 from quadriga.data.rundir import RunDir
-from quadriga.orchestrator.cluster import connected
+from quadriga.orchestrator.cluster.processes import connected
 from quadriga.orchestrator.run import INTERRUPTED, noted, run_stage, versions
 from quadriga.orchestrator.settings import PipelineStage, StageEntry
 
@@ -131,7 +131,7 @@ def _settings(
 def _evaluate(pipeline: PipelineStage, run: RunDir, done: list[Done]) -> None:
     if pipeline.evaluation is None:
         return
-    from quadriga.orchestrator.evaluation import summary
+    from quadriga.orchestrator.evaluation.report import summary
 
     policies = [d for d in done if "policy" in OUTPUTS[d.stage]]
     stages = [(label(d, policies), d.output("policy"), _seconds(d.run)) for d in policies]

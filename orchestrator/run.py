@@ -10,10 +10,10 @@ import yaml
 
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.rundir import RunDir, Status, without_secrets
-from quadriga.orchestrator.changes import altering_changes, refused
-from quadriga.orchestrator.console import StageProgress, stage_progress
+from quadriga.orchestrator.config_changes import altering_changes, refused
 from quadriga.orchestrator.settings import PipelineStage
-from quadriga.orchestrator.tracking import Replay
+from quadriga.orchestrator.tracking.console import StageProgress, stage_progress
+from quadriga.orchestrator.tracking.tracker import Replay
 
 PACKAGES = ("torch", "transformers", "deepspeed", "ray", "wandb")
 INTERRUPTED = 130
@@ -100,9 +100,9 @@ def noted(run_dir: RunDir, error: BaseException) -> BaseException:
 
 
 def _stage(settings: Any, run_dir: RunDir) -> Any:
-    from quadriga.orchestrator.ppo import Ppo
-    from quadriga.orchestrator.rank import Rank
-    from quadriga.orchestrator.supervised import Pretrain, Reward, Sft
+    from quadriga.orchestrator.stages.ppo.trainer import Ppo
+    from quadriga.orchestrator.stages.rank.trainer import Rank
+    from quadriga.orchestrator.training.supervised import Pretrain, Reward, Sft
 
     stages: Mapping[str, Any] = {cls.stage: cls for cls in (Pretrain, Sft, Reward, Rank, Ppo)}
     return stages[settings.stage](settings, run_dir)

@@ -24,7 +24,7 @@ for secret in ("WANDB_API_KEY", "HF_TOKEN"):
 def ray_cluster() -> Iterator[None]:
     """The cluster that every in-process integration test shares."""
     from quadriga.actors.settings import ClusterSettings
-    from quadriga.orchestrator.cluster import connected
+    from quadriga.orchestrator.cluster.processes import connected
 
     with connected(ClusterSettings()):
         yield

@@ -33,8 +33,8 @@ from quadriga.launch.plan.memory import element_size
 from quadriga.launch.plan.seconds import Call, Generation
 from quadriga.launch.plan.shapes import ModelShape, shape_of
 from quadriga.launch.plan.work import micro_batches
-from quadriga.orchestrator.cluster import Hosting, Processes, RolloutPlan, connected, processes
-from quadriga.orchestrator.rollout_pool import RolloutPool
+from quadriga.orchestrator.cluster.processes import Hosting, Processes, RolloutPlan, connected, processes
+from quadriga.orchestrator.rollout.pool import RolloutPool
 
 MODELS = ((2, 64, 128, 2, 512), (6, 128, 384, 4, 1024), (2, 320, 896, 5, 4096))
 """Layers, width, width of the MLP, heads and vocabulary of the Llamas that are measured: small, deep, wide."""

@@ -11,7 +11,7 @@ from quadriga.actors.settings import ClusterSettings
 from quadriga.data.errors import UserError
 from quadriga.launch.plan.memory import Footprint, engine_footprint, host_footprint
 from quadriga.launch.plan.stages import PlannedStage
-from quadriga.orchestrator.placement import Machine, Wish, place, wishes_of
+from quadriga.orchestrator.cluster.placement import Machine, Wish, place, wishes_of
 
 GPUS_PER_HOST = 8
 """As in DGX and HGX machines; where the config says how many a node has, it is as many."""

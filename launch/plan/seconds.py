@@ -12,7 +12,7 @@ from quadriga.launch.plan.memory import element_size
 from quadriga.launch.plan.shapes import ModelShape
 from quadriga.launch.plan.stages import Member, PlannedStage
 from quadriga.launch.plan.work import Elements, Work, micro_batches, work_of
-from quadriga.orchestrator.placement import threads
+from quadriga.orchestrator.cluster.placement import threads
 
 
 @dataclass(frozen=True)

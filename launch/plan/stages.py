@@ -10,7 +10,7 @@ from quadriga.actors.settings import ClusterSettings, ModelSettings, Role
 from quadriga.launch import model_checks
 from quadriga.launch.config import build, is_placeholder, placeholders
 from quadriga.launch.plan.shapes import ModelShape, shape_of
-from quadriga.orchestrator.advantages import ESTIMATORS
+from quadriga.orchestrator.algorithms.advantages import ESTIMATORS
 from quadriga.orchestrator.settings import (
     PipelineStage,
     PpoStage,

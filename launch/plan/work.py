@@ -9,8 +9,8 @@ from quadriga.data.errors import UserError
 from quadriga.data.tokens.packing import plan
 from quadriga.launch import model_checks
 from quadriga.launch.plan.stages import PlannedStage
-from quadriga.orchestrator.rank import CHUNK
 from quadriga.orchestrator.settings import GeneratingStage, PretrainStage, RankStage, RewardStage, TrainStage
+from quadriga.orchestrator.stages.rank.trainer import CHUNK
 
 Elements = list[list[int]]
 """The lengths of the sequences that stay together in a micro-batch, element by element."""
@@ -86,7 +86,7 @@ def _read(settings: Any, folder: str) -> Elements:
     """Lengths of the first rows of every source."""
     from quadriga.data.loading import datasets
     from quadriga.data.tokens.tokenizer import load_tokenizer
-    from quadriga.orchestrator.supervised import packed_rows
+    from quadriga.orchestrator.training.supervised import packed_rows
 
     tokenizer = load_tokenizer(folder)
     data = model_checks.few_rows(settings.data if isinstance(settings, TrainStage) else settings.prompts)

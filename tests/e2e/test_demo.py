@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from quadriga.launch.cli import main
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]

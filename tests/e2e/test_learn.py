@@ -17,10 +17,10 @@ import pytest
 
 from quadriga.actors.settings import ClusterSettings
 from quadriga.data.assistant.gold import gold
-from quadriga.orchestrator.bench import evaluate_models
-from quadriga.orchestrator.measures import Answer, Measures, compare
+from quadriga.orchestrator.evaluation.evaluate import evaluate_models
+from quadriga.orchestrator.evaluation.metrics import Answer, Measures, compare
 from quadriga.orchestrator.settings import EvaluationSettings
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.learn
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ import pytest
 from corpora import needs
 from example_judges import answers
 
-from quadriga.orchestrator.rule_rewards import final_answer
-from quadriga.orchestrator.statistics import wilson_interval
+from quadriga.orchestrator.evaluation.statistics import wilson_interval
+from quadriga.orchestrator.rewards.rules import final_answer
 
 
 @pytest.mark.slow

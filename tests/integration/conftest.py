@@ -10,8 +10,8 @@ from tiny import KEY, stage
 
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config import build
-from quadriga.orchestrator import rank
 from quadriga.orchestrator.run import run
+from quadriga.orchestrator.stages.rank import trainer as rank
 
 WORDS = ["sun", "moon", "star", "tree", "river", "stone", "bird", "fish", "wind", "rain", "red", "blue", "green", "old"]
 

@@ -18,7 +18,7 @@ from tiny import CLUSTER, stage
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config import build
 from quadriga.orchestrator.run import run
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.integration
 

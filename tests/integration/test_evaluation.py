@@ -17,11 +17,11 @@ from quadriga.actors.settings import AnswerFunction, ClusterSettings, SamplingSe
 from quadriga.data.settings import DataSettings, Source
 from quadriga.data.tokens.chat import encode_prompt
 from quadriga.data.tokens.tokenizer import load_tokenizer
-from quadriga.orchestrator.bench import evaluate_models
 from quadriga.orchestrator.chat import chat
-from quadriga.orchestrator.console import StageProgress
-from quadriga.orchestrator.measures import Evaluation
+from quadriga.orchestrator.evaluation.evaluate import evaluate_models
+from quadriga.orchestrator.evaluation.metrics import Evaluation
 from quadriga.orchestrator.settings import EvaluationSettings
+from quadriga.orchestrator.tracking.console import StageProgress
 
 pytestmark = pytest.mark.integration
 QUESTIONS = ["sun moon", "red bird", "old tree", "wind rain", "blue fish", "green stone"]

@@ -12,7 +12,7 @@ from tiny import stage
 
 from quadriga.data.rundir import RunDir
 from quadriga.launch.cli import main
-from quadriga.orchestrator.ppo import Ppo
+from quadriga.orchestrator.stages.ppo.trainer import Ppo
 
 pytestmark = pytest.mark.integration
 

@@ -11,12 +11,12 @@ from tiny import stage
 from quadriga.data.errors import Fault
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config import build
-from quadriga.orchestrator.cluster import processes
-from quadriga.orchestrator.console import StageProgress
-from quadriga.orchestrator.faults import Injector
-from quadriga.orchestrator.health import State
-from quadriga.orchestrator.ppo import Ppo
-from quadriga.orchestrator.watchdog import Watchdog
+from quadriga.orchestrator.cluster.health import State
+from quadriga.orchestrator.cluster.processes import processes
+from quadriga.orchestrator.faults.injector import Injector
+from quadriga.orchestrator.faults.watchdog import Watchdog
+from quadriga.orchestrator.stages.ppo.trainer import Ppo
+from quadriga.orchestrator.tracking.console import StageProgress
 
 pytestmark = pytest.mark.integration
 

@@ -21,10 +21,10 @@ from quadriga.launch.plan.calibration import Calibration
 from quadriga.launch.plan.devices import layout
 from quadriga.launch.plan.seconds import step_time
 from quadriga.launch.plan.stages import planned_stages
-from quadriga.orchestrator.cluster import Hosting, Processes, RolloutPlan, processes
-from quadriga.orchestrator.rollout_pool import RolloutPool
+from quadriga.orchestrator.cluster.processes import Hosting, Processes, RolloutPlan, processes
+from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.run import run
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.integration
 

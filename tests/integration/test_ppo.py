@@ -23,7 +23,7 @@ from wandb_file import history, of_kind, read_finished
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config import build
 from quadriga.orchestrator.run import run
-from quadriga.orchestrator.tracking import AXIS, NAMESPACES, read_metrics
+from quadriga.orchestrator.tracking.tracker import AXIS, NAMESPACES, read_metrics
 
 pytestmark = pytest.mark.integration
 

@@ -18,10 +18,10 @@ from tiny import STEPS, chaos_ppo, digests, repeatable, stage
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config import build
-from quadriga.orchestrator import checkpoint
-from quadriga.orchestrator.faults import EVENT
+from quadriga.orchestrator.faults.injector import EVENT
 from quadriga.orchestrator.run import run
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.tracking.tracker import read_metrics
+from quadriga.orchestrator.training import checkpoint
 
 pytestmark = pytest.mark.integration
 

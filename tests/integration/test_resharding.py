@@ -14,8 +14,8 @@ from quadriga.actors.model.worker import HostSpec
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings
 from quadriga.data.rundir import RunDir
 from quadriga.kernels.losses import PolicyClip
-from quadriga.orchestrator import checkpoint
-from quadriga.orchestrator.run_state import RunState
+from quadriga.orchestrator.training import checkpoint
+from quadriga.orchestrator.training.run_state import RunState
 
 pytestmark = pytest.mark.integration
 

@@ -16,9 +16,9 @@ from wandb_file import history, of_kind, read_finished
 
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config import build
-from quadriga.orchestrator.console import StageProgress
 from quadriga.orchestrator.run import run
-from quadriga.orchestrator.tracking import AXIS, read_metrics
+from quadriga.orchestrator.tracking.console import StageProgress
+from quadriga.orchestrator.tracking.tracker import AXIS, read_metrics
 
 pytestmark = pytest.mark.integration
 

@@ -19,9 +19,9 @@ from quadriga.data.loading.datasets import load_prompts
 from quadriga.data.records import Prompt, Sample
 from quadriga.data.settings import DataSettings
 from quadriga.data.tokens.tokenizer import load_tokenizer
-from quadriga.orchestrator.bench import _load
-from quadriga.orchestrator.cluster import Hosting, RolloutPlan, processes
-from quadriga.orchestrator.rollout_pool import RolloutPool
+from quadriga.orchestrator.cluster.processes import Hosting, RolloutPlan, processes
+from quadriga.orchestrator.evaluation.evaluate import _load
+from quadriga.orchestrator.rollout.pool import RolloutPool
 
 pytestmark = pytest.mark.integration
 

@@ -14,7 +14,7 @@ from quadriga.data.rundir import RunDir
 from quadriga.launch.config import build
 from quadriga.launch.scaling import scale_here, workers_of
 from quadriga.orchestrator.run import run
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.integration
 

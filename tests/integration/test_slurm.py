@@ -16,7 +16,7 @@ from tiny import stage
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config import build
 from quadriga.launch.slurm import launch_slurm
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = [
     pytest.mark.integration,

@@ -20,7 +20,7 @@ from ray_head import Head, ray_head
 from tiny import KEY, stage
 
 from quadriga.data.rundir import RunDir
-from quadriga.orchestrator.tracking import read_metrics
+from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.integration
 

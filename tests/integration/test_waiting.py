@@ -97,7 +97,7 @@ def test_errors_of_ours_stay_what_they_are_and_others_become_losses(start: Calla
 
 
 def test_stacks_go_to_the_log_of_a_process(start: Callable[[], Any], tmp_path: Path) -> None:
-    from quadriga.orchestrator.watchdog import dump_stacks
+    from quadriga.orchestrator.faults.watchdog import dump_stacks
 
     actor = start()
     node, pid = wait_all({"a": pulse(actor)}, "start", 60)["a"]

@@ -19,7 +19,7 @@ from quadriga.actors.weights.source import named_weights
 from quadriga.data.errors import Fault
 from quadriga.data.tokens.packing import plan
 from quadriga.kernels.losses import PolicyClip, ValueClip
-from quadriga.orchestrator.cluster import Hosting, processes
+from quadriga.orchestrator.cluster.processes import Hosting, processes
 
 pytestmark = pytest.mark.integration
 

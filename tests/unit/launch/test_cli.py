@@ -257,7 +257,7 @@ def test_eval_passes_everything_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         asked.update(options, target=target, against=against)
         return {"win_rate": {"mean": 0.5}}
 
-    monkeypatch.setattr("quadriga.orchestrator.evaluation.evaluate_run", evaluate_run)
+    monkeypatch.setattr("quadriga.orchestrator.evaluation.report.evaluate_run", evaluate_run)
     out = tmp_path / "numbers.json"
     arguments = ["eval", "a", "--against", "b", "--rows", "7", "--temperature", "0", "--samples", "2", "--seed", "3"]
     assert main([*arguments, "--to", str(out)]) == 0

@@ -1,0 +1,1 @@
+"""Advantages and KL: pure arithmetic on the driver."""

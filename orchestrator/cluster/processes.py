@@ -1,0 +1,240 @@
+"""One run's processes: joins or starts Ray, seats the roles, starts hosts and rollout workers, ends them again."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from quadriga.actors.model.group import ActorGroup, start_groups
+from quadriga.actors.model.heads import ModelSpec
+from quadriga.actors.model.worker import HostSpec, ModelHost
+from quadriga.actors.rollout.worker import RolloutWorker
+from quadriga.actors.runtime.device import cores, prepare_driver, resolve_device
+from quadriga.actors.runtime.fork_server import forking
+from quadriga.actors.runtime.process import remote_process, runtime_env
+from quadriga.actors.runtime.remote_calls import Died, gather, pulse
+from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
+from quadriga.data.errors import Fault, Lost, UserError
+from quadriga.data.rundir import RunDir
+from quadriga.orchestrator.cluster.fleet import Fleet
+from quadriga.orchestrator.cluster.placement import crowd, fewest_cores, place, threads, wishes_of
+from quadriga.orchestrator.cluster.reservations import Berths, machines
+
+START_ATTEMPTS = 3
+PULSE_SECONDS = 2.0
+"""How long a process may take to say that it is alive before it is taken for busy."""
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """A model that a stage wants on the cluster."""
+
+    role: Role
+    model: ModelSpec
+    optimizer: OptimizerSettings | None = None
+
+
+@contextmanager
+def connected(settings: ClusterSettings) -> Iterator[str | None]:
+    """A Ray cluster: the one at `cluster.address`, or one of our own on this machine that ends with the block.
+
+    Yields the dashboard's address, None where it has none. Nested use joins the outer one.
+    """
+    prepare_driver()
+    import ray
+
+    if ray.is_initialized():
+        yield None
+        return
+    arguments: dict[str, Any] = {"address": settings.address} if settings.address else {"num_cpus": cores()}
+    arguments |= {"dashboard_host": "127.0.0.1", "include_dashboard": None if settings.address else True}
+    with forking(settings):
+        context = _start_ray(arguments)
+        try:
+            yield context.dashboard_url
+        finally:
+            ray.shutdown()
+
+
+def _start_ray(arguments: dict[str, Any]) -> Any:
+    """ray.init, tried again where a busy machine was too slow for the 30 s that Ray gives its own processes."""
+    import ray
+
+    for left in reversed(range(START_ATTEMPTS)):
+        try:
+            return ray.init(**arguments, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        except ConnectionError as error:
+            raise UserError(
+                f"cluster.address: no Ray cluster answers at {arguments.get('address')}: {error}"
+            ) from error
+        except Exception as error:  # a bare Exception when its processes do not come up
+            ray.shutdown()
+            if not left:
+                raise Fault(f"Ray did not start in {START_ATTEMPTS} attempts: {error}", "start") from error
+    return None
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """The vLLM engines a stage wants. load: start with the folder's weights, not wait for a sync."""
+
+    model: str
+    max_tokens: int
+    load: bool
+
+
+class Processes:
+    """What a stage runs on the cluster: a group of hosts a role, a fleet of rollout workers, and how to make them anew.
+
+    host_classes: role -> another class to run in its processes. note: gets events (`RunDir.note`).
+    Raises UserError when the cluster cannot hold them.
+    """
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        hostings: list[Hosting],
+        rollout: RolloutPlan | None,
+        logs: str,
+        host_classes: dict[str, type[ModelHost]] | None = None,
+        note: Callable[..., None] = lambda event, **fields: None,
+    ):
+        self.settings, self.device, self._logs = settings, resolve_device(settings.device), logs
+        self._hostings = {hosting.role: hosting for hosting in hostings}
+        self._host_classes, self._rollout = host_classes or {}, rollout
+        nodes = machines()
+        wishes = wishes_of(settings, list(self._hostings), rollout is not None)
+        placement = place(wishes, self.device, settings.placement, nodes)
+        self._berths = Berths(placement, settings.deadlines.start, note)
+        self._cpus = fewest_cores(nodes)
+        # Actor and critic train at the same time, and so do forward passes of the others: their ranks share the cores.
+        # On GPUs it is offloaded optimizers that compute there.
+        busy = [h.role for h in hostings if self.device == "cpu" or h.optimizer is not None]
+        self._at_once = min(self._cpus, crowd(placement, busy, nodes))
+        self._known: dict[str, tuple[str, int]] = {}
+        self.groups: dict[str, ActorGroup] = {}
+        self.fleet = Fleet(
+            self._launch,
+            settings.rollout.workers if rollout else 0,
+            settings.deadlines,
+            lambda index: self._berths.release("rollout", index),
+        )
+
+    @property
+    def logs(self) -> list[str]:
+        """The log file of every process."""
+        logs = [log for group in self.groups.values() for log in group.logs]
+        return logs + [f"{self._logs}/rollout-{index}.log" for index in range(self.fleet.count)]
+
+    def start(self) -> None:
+        """Start every model host and rollout worker at the same time."""
+        self._berths.reserve()
+        self.fleet.start()
+        self.rebuild(list(self._hostings))
+        self.fleet.await_start()
+
+    def rebuild(self, roles: Iterable[Role]) -> None:
+        """Start these roles anew from the weights they first had; what is left of their processes is killed."""
+        roles = list(roles)
+        for role in roles:
+            if role in self.groups:
+                self.groups[role].close()
+                self._berths.renew(role, wait=True)
+            self.groups[role] = self._group(self._hostings[role])
+        start_groups([self.groups[role] for role in roles])
+
+    def ranks(self) -> dict[str, int]:
+        """Role -> processes it has."""
+        return {role: group.world for role, group in self.groups.items()} | {"rollout": len(self.fleet.workers)}
+
+    def whereabouts(self) -> dict[str, tuple[str, int]]:
+        """Name (`actor 0`) -> (Ray's node id, process id), of one that does not answer what it last said."""
+        handles = {name: rank for group in self.groups.values() for name, rank in group.handles.items()}
+        handles |= {worker.name: worker.handle for worker in self.fleet.workers}
+        if handles:
+            refs = {name: pulse(handle) for name, handle in handles.items()}
+            self._known |= gather(refs, "whereabouts", PULSE_SECONDS)[0]
+        return self._known
+
+    def note_whereabouts(self, run: RunDir) -> None:
+        """Write down which process runs where, and the nodes' addresses, in run.json."""
+        import ray
+
+        nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+        processes = self.whereabouts()
+        run.update_run(processes=processes, nodes={node: nodes.get(node) for node, _ in processes.values()})
+
+    def dead_roles(self) -> set[Role]:
+        """Roles of which a process is gone."""
+        refs = {name: pulse(rank) for group in self.groups.values() for name, rank in group.handles.items()}
+        _, lost = gather(refs, "recovery", PULSE_SECONDS) if refs else ({}, {})
+        return {self.role_of(name) for name, loss in lost.items() if isinstance(loss, Died)}
+
+    def role_of(self, name: str) -> Role:
+        """`actor` of `actor 1`."""
+        return next(role for role in self._hostings if role == name.split(" ")[0])
+
+    def handle(self, role: str, rank: int) -> Any:
+        """The Ray handle of one process."""
+        return self.fleet.workers[rank].handle if role == "rollout" else self.groups[role].ranks[rank]
+
+    def close(self) -> None:
+        """End every process."""
+        for group in self.groups.values():
+            group.close()
+        self.fleet.close()
+        self._berths.close()
+
+    def _group(self, hosting: Hosting) -> ActorGroup:
+        host = self.settings.host(hosting.role)
+        specs = [
+            HostSpec(
+                role=hosting.role,
+                rank=rank,
+                world=host.ranks,
+                model=hosting.model,
+                cluster=self.settings,
+                device=self.device,
+                threads=threads(host.threads, self._cpus, self._at_once),
+                optimizer=hosting.optimizer,
+            )
+            for rank in range(host.ranks)
+        ]
+        host_class = self._host_classes.get(hosting.role, ModelHost)
+        seats = [self._berths.options(hosting.role, rank) for rank in range(host.ranks)]
+        return ActorGroup(specs, self._logs, seats, host_class)
+
+    def _launch(self, index: int) -> tuple[Any, Any]:
+        """One rollout worker: its handle and the reference of its start."""
+        assert self._rollout is not None
+        plan, settings = self._rollout, self.settings.rollout
+        self._berths.renew("rollout", wait=False)
+        actor = remote_process(RolloutWorker, f"{self._logs}/rollout-{index}.log", f"rollout-{index}").options(
+            max_concurrency=4,
+            runtime_env=runtime_env("rollout", self.device, settings.threads),
+            **self._berths.options("rollout", index),
+        )
+        handle = actor.remote(settings, self.device)
+        return handle, handle.start.remote(plan.model, self.settings.dtype, plan.max_tokens, plan.load)
+
+
+@contextmanager
+def processes(
+    settings: ClusterSettings,
+    hostings: list[Hosting],
+    rollout: RolloutPlan | None,
+    logs: str,
+    host_classes: dict[str, type[ModelHost]] | None = None,
+    on_loss: Callable[[Lost], None] | None = None,
+    note: Callable[..., None] = lambda event, **fields: None,
+) -> Iterator[Processes]:
+    """`Processes`, started, and ended with the block. on_loss: as in `Fleet`."""
+    running = Processes(settings, hostings, rollout, logs, host_classes, note)
+    if on_loss is not None:
+        running.fleet.on_loss = on_loss
+    try:
+        running.start()
+        yield running
+    finally:
+        running.close()

@@ -1,0 +1,146 @@
+"""The placement's berths as Ray placement groups: reserved, and reserved anew when their machine is lost."""
+
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from quadriga.actors.runtime.remote_calls import wait_all
+from quadriga.data.errors import Fault
+from quadriga.orchestrator.cluster.placement import Berth, Machine, Placement
+
+REACH_SECONDS = 3.0
+
+
+def machines() -> list[Machine]:
+    """The cluster's living nodes, the driver's first, then by address."""
+    import ray
+
+    own = ray.util.get_node_ip_address()
+    nodes = [
+        Machine(node["NodeManagerAddress"], node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return sorted(nodes, key=lambda m: (m.address != own, [part.zfill(3) for part in m.address.split(".")]))
+
+
+def reachable() -> set[str]:
+    """Addresses of the nodes that answer now. Ray takes up to a minute to notice that a cable was cut."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    with ThreadPoolExecutor(max_workers=max(1, len(nodes))) as threads:
+        answers = threads.map(lambda n: _answers(n["NodeManagerAddress"], n["NodeManagerPort"]), nodes)
+        return {node["NodeManagerAddress"] for node, up in zip(nodes, answers, strict=True) if up}
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=REACH_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+class Berths:
+    """Ray's side of a placement. limit: seconds to wait for room, or for a machine that replaces a lost one."""
+
+    def __init__(self, placement: Placement, limit: float, note: Callable[..., None] = lambda event, **fields: None):
+        self._berths, self._seats, self._limit, self._note = list(placement.berths), placement.seats, limit, note
+        self._groups: list[Any] = []
+        self._more: dict[tuple[str, int], Any] = {}
+        """Placement groups of processes beyond the plan."""
+
+    def reserve(self) -> None:
+        """Reserve everything. Raises Lost when there is no room in time."""
+        self._groups = [_group(berth) for berth in self._berths]
+        pairs = zip(self._berths, self._groups, strict=True)
+        waits = {f"berth on {berth.machine or 'GPUs'}": group.ready() for berth, group in pairs}
+        if waits:
+            wait_all(waits, "start", self._limit)
+
+    def options(self, role: str, number: int) -> dict[str, Any]:
+        """Ray actor options of a process. One more than the plan has goes where the others of its role are."""
+        seats = self._seats[role]
+        seat = seats[number % len(seats)]
+        if seat.berth is None:
+            return {"num_cpus": 0, "num_gpus": 0}
+        group, bundle = self._groups[seat.berth], seat.bundle
+        if number >= len(seats) and seat.gpus:
+            group = self._more.get((role, number)) or _group(Berth([{"GPU": seat.gpus, "CPU": 1.0}], None))
+            self._more[role, number] = group
+            bundle = 0
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+        return {"num_cpus": 1 if seat.gpus else 0, "num_gpus": seat.gpus, "scheduling_strategy": strategy}
+
+    def release(self, role: str, number: int) -> None:
+        """Give back what a process beyond the plan had."""
+        import ray
+
+        if (group := self._more.pop((role, number), None)) is not None:
+            ray.util.remove_placement_group(group)
+
+    def renew(self, role: str, wait: bool) -> None:
+        """Give the role's berths on lost machines another machine.
+
+        wait: for one that joins, if none is free; otherwise the berth goes wherever there is room, now or later.
+        Raises Fault, naming the lost machine, when none joined in time.
+        """
+        if not any(self._berths[seat.berth].machine for seat in self._seats[role] if seat.berth is not None):
+            return
+        alive = reachable()
+        for number in sorted({seat.berth for seat in self._seats[role] if seat.berth is not None}):
+            berth = self._berths[number]
+            if berth.machine is None or berth.machine in alive:
+                continue
+            self._replace(number, self._spare(berth, wait))
+            self._note("node_lost", node=berth.machine, replaced_by=self._berths[number].machine)
+
+    def close(self) -> None:
+        """Give everything back."""
+        import ray
+
+        for group in [*self._groups, *self._more.values()]:
+            ray.util.remove_placement_group(group)
+
+    def _spare(self, berth: Berth, wait: bool) -> str | None:
+        """A living machine of nobody's with room for a berth's bundles."""
+        deadline = time.monotonic() + self._limit
+        gpus = sum(bundle.get("GPU", 0.0) for bundle in berth.bundles)
+        while True:
+            taken = {other.machine for other in self._berths}
+            spare = [machine for machine in machines() if machine.address not in taken and machine.gpus >= gpus]
+            answering = reachable() if spare else set()
+            if room := [machine.address for machine in spare if machine.address in answering]:
+                return room[0]
+            if not wait:
+                return None
+            if time.monotonic() > deadline:
+                raise Fault(
+                    f"the machine {berth.machine} is lost, and none joined the cluster in its place within "
+                    f"{self._limit:.0f} s (cluster.deadlines.start)",
+                    "recovery",
+                    berth.machine or "",
+                )
+            time.sleep(0.5)
+
+    def _replace(self, number: int, machine: str | None) -> None:
+        import ray
+
+        ray.util.remove_placement_group(self._groups[number])
+        self._berths[number] = replace(self._berths[number], machine=machine)
+        self._groups[number] = _group(self._berths[number])
+
+
+def _group(berth: Berth) -> Any:
+    """Every Ray node has a resource of its own address: a sliver of it ties a bundle to the node."""
+    import ray
+
+    tie = {f"node:{berth.machine}": 0.001} if berth.machine else {}
+    bundles = [bundle | tie or {"CPU": 0.001} for bundle in berth.bundles]
+    return ray.util.placement_group(bundles, strategy="PACK")

@@ -1,0 +1,216 @@
+"""The bench on which models are measured: one rollout engine whose weights are swapped, the same prompts for all."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quadriga.actors.model.heads import ModelSpec, check_reward_head, read_config
+from quadriga.actors.runtime.remote_calls import gather
+from quadriga.actors.settings import ClusterSettings, SamplingSettings
+from quadriga.data.errors import Lost, UserError
+from quadriga.data.records import Prompt, Sample
+from quadriga.orchestrator.cluster.processes import Hosting, Processes, RolloutPlan, connected, processes
+from quadriga.orchestrator.evaluation.metrics import Answer, Evaluation, Measures, best_of, mean_kl, measure
+from quadriga.orchestrator.faults.recovery import Recovery
+from quadriga.orchestrator.rewards.base import ModelReward, judged
+from quadriga.orchestrator.rewards.function_pool import Judge
+from quadriga.orchestrator.rollout.pool import RolloutPool
+from quadriga.orchestrator.settings import EvaluationSettings
+from quadriga.orchestrator.stages.ppo.trainer import end_tokens, reward_shift
+from quadriga.orchestrator.tracking.console import StageProgress
+from quadriga.orchestrator.training import invariants
+from quadriga.orchestrator.training.trainer import check_context, scalar_spec
+
+if TYPE_CHECKING:
+    from quadriga.data.loading.datasets import Split
+
+NOT_SHAPE = {
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+"""Fields of config.json that do not change what the engine computes from a folder's weights."""
+
+
+def evaluate_models(
+    models: Mapping[str, str],
+    settings: EvaluationSettings,
+    cluster: ClusterSettings,
+    logs: str | Path,
+    *,
+    reward: str | None = None,
+    reference: str | None = None,
+    seed: int = 0,
+    samples_per_prompt: int = 1,
+    progress: StageProgress | None = None,
+) -> dict[str, Evaluation]:
+    """Answers of every model to the same prompts with the same seeds, judged by gold and, where given, a reward model.
+
+    models: name -> folder; they share one architecture and tokenizer, because one engine serves them all in turn.
+    reward: folder of the reward model. reference: folder of the model that KL is measured from. logs: folder for the
+    processes' logs. samples_per_prompt: above 1, with a reward model, gives `best` too. progress: entered here.
+
+    Raises UserError for models that do not fit together, Fault when something broke.
+    """
+    progress = progress or StageProgress("evaluation", "evaluation")
+    tokenizer, split, longest = _prepared(models, settings, reward, reference, seed)
+    prompts = (split.heldout or split.train)[: settings.rows]
+    invariants.one_bos([prompt.token_ids for prompt in prompts], tokenizer.bos_token_id)
+    hostings = []
+    if reward is not None:
+        hostings.append(Hosting("reward", scalar_spec(reward, seed, None)))
+    if reference is not None and settings.sampling.temperature > 0:
+        hostings.append(Hosting("reference", ModelSpec(reference, "logprobs")))
+    first = next(iter(models.values()))
+    Path(logs).mkdir(parents=True, exist_ok=True)
+    results: dict[str, Evaluation] = {}
+    recovery = Recovery(cluster.recovery)
+    with (
+        progress,
+        connected(cluster) as dashboard,
+        progress.waiting("starting processes"),
+        processes(
+            cluster, hostings, RolloutPlan(first, longest, load=True), str(logs), on_loss=recovery.note
+        ) as running,
+        Judge(settings.gold, Path(logs) / "gold.log") as judge,
+    ):
+        progress.started(0, len(models), dashboard, None, running.logs)
+        if split.skipped:
+            progress.note(f"  {len(split.skipped)} prompts were left out, the first for: {split.skipped[0]}")
+        pool = RolloutPool(
+            running.fleet,
+            end_tokens(first, tokenizer),
+            lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip(),
+        )
+        scorer = ModelReward(running.groups["reward"], reward_shift(reward), reward) if reward is not None else None
+        bench = _Bench(running, pool, judge, scorer, prompts, settings.sampling, seed, samples_per_prompt, progress)
+        for version, (name, folder) in enumerate(models.items()):
+            if version > 0:
+                _load(pool, folder, version, cluster)
+            results[name] = bench.evaluate(name)
+            progress.step(version + 1, {})
+    return results
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """What every model is put on in turn."""
+
+    running: Processes
+    pool: RolloutPool
+    judge: Judge
+    reward: ModelReward | None
+    prompts: list[Prompt]
+    sampling: SamplingSettings
+    seed: int
+    samples: int
+    progress: StageProgress
+
+    def evaluate(self, name: str) -> Evaluation:
+        """Measure the model that the engine holds now."""
+        began = time.monotonic()
+        sampled, samples = self._measure(self.sampling, self.samples, f"{name}: answers")
+        result = Evaluation(**{field.name: getattr(sampled, field.name) for field in fields(Measures)})
+        if self.sampling.temperature > 0:
+            greedy = self.sampling.model_copy(update={"temperature": 0.0})
+            result = replace(result, greedy=self._measure(greedy, 1, f"{name}: greedy answers")[0])
+            if "reference" in self.running.groups:
+                group = self.running.groups["reference"]
+                passes = group.forward_logprobs(
+                    [s.token_ids for s in samples], self.sampling.temperature, "reference"
+                ).result()
+                result = replace(result, kl=mean_kl(samples, [logprobs for logprobs, _ in passes]))
+        if self.reward is not None and self.samples > 1:
+            result = replace(result, best=measure(best_of(sampled.answers)))
+        return replace(result, seconds=time.monotonic() - began)
+
+    def _measure(self, sampling: SamplingSettings, each: int, title: str) -> tuple[Measures, list[Sample]]:
+        """Draw, check, score, judge. Every model gets the same seeds, so that equal models give equal answers."""
+        report = self.progress.part(title)
+        samples = self.pool.generate(self.prompts, each, sampling, self.seed, 0, report)
+        invariants.served_by(samples, self.pool.version)
+        scoring = self.reward.start(samples) if self.reward else None
+        gold = judged(self.judge, samples, "gold")
+        rewards = scoring.result().values if scoring else [None] * len(samples)
+        answers = []
+        for sample, score, parts, reward in zip(samples, gold.values, gold.parts, rewards, strict=True):
+            kind = sample.prompt.meta.get("kind")
+            answers.append(
+                Answer(
+                    prompt=sample.prompt.id,
+                    index=sample.index,
+                    kind=None if kind is None else str(kind),
+                    question=sample.prompt.messages[-1]["content"],
+                    text=sample.text,
+                    ended=sample.ended,
+                    gold=None if score is None else {**parts, "score": score},
+                    reward=reward,
+                )
+            )
+        return measure(answers), samples
+
+
+def _prepared(
+    models: Mapping[str, str], settings: EvaluationSettings, reward: str | None, reference: str | None, seed: int
+) -> tuple[Any, "Split[Prompt]", int]:
+    """Tokenizer, prompts and the longest sequence, in tokens. Bad input ends here, before a process is started."""
+    from quadriga.data.loading.datasets import load_prompts
+    from quadriga.data.tokens.tokenizer import load_tokenizer
+
+    if not models:
+        raise UserError("There is no model to evaluate.")
+    first, *others = models.values()
+    for other in others:
+        check_same_shape(first, other)
+    for helper in (reward, reference):
+        if helper is not None:
+            read_config(helper)
+            check_same_tokens(first, helper)
+    if reward is not None:
+        check_reward_head(reward)
+    longest = settings.prompts.max_tokens + settings.sampling.max_tokens
+    check_context(first, longest, "prompts.max_tokens + sampling.max_tokens")
+    tokenizer = load_tokenizer(first)
+    return tokenizer, load_prompts(settings.prompts, tokenizer, seed), longest
+
+
+def check_same_shape(one: str, other: str) -> None:
+    """Raises UserError unless an engine started on one folder can take the weights and prompts of the other."""
+    a, b = read_config(one), read_config(other)
+    differing = sorted(key for key in (a.keys() | b.keys()) - NOT_SHAPE if a.get(key) != b.get(key))
+    if differing:
+        what = ", ".join(f"{key} is {a.get(key)} and {b.get(key)}" for key in differing[:3])
+        raise UserError(
+            f"{one} and {other} are models of different shapes ({what}), and are measured in one engine. Evaluate each "
+            "on its own."
+        )
+    check_same_tokens(one, other)
+
+
+def check_same_tokens(one: str, other: str) -> None:
+    """Raises UserError unless a token id means the same to both: answers travel as ids."""
+    from quadriga.data.tokens.tokenizer import load_tokenizer
+
+    if load_tokenizer(one).get_vocab() != load_tokenizer(other).get_vocab():
+        raise UserError(
+            f"{one} and {other} have different tokenizers, so neither can measure the other. Evaluate each on its own, "
+            "with a reward model of its own family."
+        )
+
+
+def _load(pool: RolloutPool, folder: str, version: int, cluster: ClusterSettings) -> None:
+    """Swap the weights of every engine."""
+
+    def send(workers: dict[str, Any]) -> dict[str, Lost]:
+        refs = {name: w.load_folder.remote(folder, version, cluster.bucket_bytes) for name, w in workers.items()}
+        return gather(refs, "sync", cluster.deadlines.call, workers, cluster.deadlines.heartbeat)[1]
+
+    pool.sync(version, send)

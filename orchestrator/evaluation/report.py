@@ -1,0 +1,275 @@
+"""Models measured against each other: `quadriga eval`, and the page that a pipeline ends with."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from quadriga.actors.settings import AnswerFunction, ClusterSettings, SamplingSettings
+from quadriga.data.rundir import RunDir, write_json_atomic
+from quadriga.data.settings import DataSettings, Source
+from quadriga.orchestrator.evaluation.evaluate import evaluate_models
+from quadriga.orchestrator.evaluation.metrics import Evaluation, choose_prompts, compare
+from quadriga.orchestrator.evaluation.statistics import Interval
+from quadriga.orchestrator.model_folders import Target, find_model
+from quadriga.orchestrator.settings import EvaluationSettings
+from quadriga.orchestrator.tracking.console import StageProgress, answers_table, make_console, stages_table
+
+ASSISTANT = EvaluationSettings(
+    prompts=DataSettings(train=[Source(builtin="assistant.heldout_prompts", rows=320, seed=2000)], max_tokens=64),
+    gold=AnswerFunction(function="quadriga.data.assistant.gold:gold"),
+    sampling=SamplingSettings(max_tokens=32),
+    rows=320,
+)
+"""How a model that comes from no pipeline is measured: the built-in assistant's held-out prompts and its gold judge."""
+
+SHOWN_PROMPTS = 6
+
+
+def evaluate_run(
+    target: str,
+    against: str | None = None,
+    *,
+    rows: int | None = None,
+    temperature: float | None = None,
+    samples_per_prompt: int = 1,
+    reward: str | None = None,
+    seed: int = 0,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """`quadriga eval`: measure a run, checkpoint or model, alone or against another; print tables, return the numbers.
+
+    Prompts, gold and sampling are those of the run's pipeline, else the built-in assistant's. reward: the reward model
+    to score with; None takes the one that the run was trained with, where there is one.
+
+    Returns {"models": {name: numbers}, "win_rate", "win_rate_greedy": {"mean", "low", "high", "n"} of target over
+    against (None without one), "rows", "temperature"}. Raises UserError for bad names and models that do not compare.
+    """
+    console = console or make_console()
+    targets = [find_model(name) for name in dict.fromkeys([target, against or target])]
+    settings = next((t.evaluation for t in targets if t.evaluation is not None), ASSISTANT)
+    if rows is not None:
+        settings = settings.model_copy(update={"rows": rows, "prompts": _with_rows(settings.prompts, rows)})
+    if temperature is not None:
+        sampling = settings.sampling.model_copy(update={"temperature": temperature})
+        settings = settings.model_copy(update={"sampling": sampling})
+    results = evaluate_models(
+        {t.name: t.folder for t in targets},
+        settings,
+        targets[0].cluster,
+        _logs(targets[0]),
+        reward=find_model(reward, "reward").folder if reward else next((t.reward for t in targets if t.reward), None),
+        reference=next((t.reference for t in targets if t.reference), None),
+        seed=seed,
+        samples_per_prompt=samples_per_prompt,
+        progress=StageProgress("evaluation", target, console),
+    )
+    rates = _win_rates(results, target, against) if against in results and against != target else (None, None)
+    console.print(evaluation_table(results))
+    if any(result.by_kind for result in results.values()):
+        console.print(kinds_table(results))
+    for rate, how in zip(rates, (f"at temperature {settings.sampling.temperature:g}", "greedy"), strict=True):
+        if rate is not None:
+            console.print(_verdict(target, str(against), how, rate), soft_wrap=True)
+    return {
+        "models": {name: result.as_dict() for name, result in results.items()},
+        "win_rate": _as_dict(rates[0]),
+        "win_rate_greedy": _as_dict(rates[1]),
+        "rows": len({answer.prompt for answer in results[target].answers}),
+        "temperature": settings.sampling.temperature,
+    }
+
+
+def _logs(target: Target) -> Path:
+    """A folder in the run's own logs, or elsewhere where there is no run that can be written to."""
+    if target.run is not None and os.access(target.run.path, os.W_OK):
+        return target.run.logs_dir / "evaluation"
+    return Path(tempfile.mkdtemp(prefix="quadriga-eval-"))
+
+
+def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
+    """One row a model and way of drawing answers."""
+    table = Table(title="Gold beside proxy", title_justify="left")
+    table.add_column("model", overflow="fold")
+    table.add_column("answers")
+    titles = ("truthful", "harmless", "helpful", "gold", "refused", "reward score", "KL", "ended")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for name, result in results.items():
+        ways = {"sampled": result, "greedy": result.greedy, "best by reward": result.best}
+        for way, m in ways.items():
+            if m is not None:
+                kl = result.kl if m is result else None
+                values = (m.truthful, m.harmless, m.helpful, m.score, m.refused, m.reward_score, kl, m.ended)
+                table.add_row(Text(name if m is result else ""), way, *map(_number, values))
+    return table
+
+
+def kinds_table(results: Mapping[str, Evaluation]) -> Table:
+    """Gold by kind of prompt, with the share of refusals."""
+    table = Table(title="Gold (refused) by kind of prompt", title_justify="left")
+    table.add_column("kind")
+    for name in results:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for kind in next(iter(results.values())).by_kind:
+        kinds = [result.by_kind.get(kind, {}) for result in results.values()]
+        table.add_row(Text(kind), *(f"{_number(k.get('score'))} ({_number(k.get('refused'))})" for k in kinds))
+    return table
+
+
+def summary(
+    run_dir: RunDir,
+    stages: Sequence[tuple[str, str, float]],
+    reward: str | None,
+    settings: EvaluationSettings,
+    cluster: ClusterSettings,
+    seed: int,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """The end of a pipeline: measure its policies, write summary.json, and print the tables and where to look next.
+
+    stages: (name, policy folder, seconds of training) in order; names differ. The last one is compared with the stage
+    called `sft` (without one, the one before it), from which KL is measured too. What was measured before is not
+    measured again. Raises as `evaluate_models`.
+    """
+    console = console or make_console()
+    file, inputs = run_dir.path / "summary.json", _inputs(stages, reward, settings, seed)
+    result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if result.get("inputs") != inputs:
+        models = {name: folder for name, folder, _ in stages}
+        base, last = base_and_last(list(models))
+        results = evaluate_models(
+            models,
+            settings,
+            cluster,
+            run_dir.logs_dir,
+            reward=reward,
+            reference=models[base],
+            seed=seed,
+            progress=StageProgress("evaluation", run_dir.path.name, console),
+        )
+        result = summary_of(results, {name: seconds for name, _, seconds in stages}, base, last, seed)
+        write_json_atomic(file, result | {"inputs": inputs})
+    _show(result, run_dir, stages, console)
+    return result
+
+
+def base_and_last(names: Sequence[str]) -> tuple[str, str]:
+    """Which stage is measured against which: the last against `sft`, or against the one before it."""
+    return ("sft" if "sft" in names else names[max(0, len(names) - 2)]), names[-1]
+
+
+def summary_of(
+    results: Mapping[str, Evaluation], seconds: Mapping[str, float], base: str, last: str, seed: int
+) -> dict[str, Any]:
+    """The content of summary.json.
+
+    {"stages": [{"stage", "truthful", "harmless", "helpful", "reward_score", "kl", "seconds"}], "win_rate" and
+    "win_rate_greedy": {"mean", "low", "high", "n"} of last over base (None where they are one), "base", "measures":
+    {stage: gold and refusals, sampled and greedy, by kind}, "answers": [{"kind", "prompt", "answers": {stage: text}}]}
+    """
+    rates = _win_rates(results, last, base) if last != base else (None, None)
+    ours = results[last].answers
+    shown = choose_prompts([answer.kind for answer in ours], SHOWN_PROMPTS, seed)
+    return {
+        "stages": [
+            {
+                "stage": name,
+                "truthful": result.truthful,
+                "harmless": result.harmless,
+                "helpful": result.helpful,
+                "reward_score": result.reward_score,
+                "kl": result.kl,
+                "seconds": seconds[name],
+            }
+            for name, result in results.items()
+        ],
+        "win_rate": _as_dict(rates[0]),
+        "win_rate_greedy": _as_dict(rates[1]),
+        "base": base,
+        "measures": {name: result.as_dict() for name, result in results.items()},
+        "answers": [
+            {
+                "kind": ours[index].kind,
+                "prompt": ours[index].question,
+                "answers": {name: results[name].answers[index].text for name in dict.fromkeys((base, last))},
+            }
+            for index in shown
+        ],
+    }
+
+
+def _show(
+    result: Mapping[str, Any], run_dir: RunDir, stages: Sequence[tuple[str, str, float]], console: Console
+) -> None:
+    """Tables, the win rate, and where to look next."""
+    names = [stage["stage"] for stage in result["stages"]]
+    base, last = result["base"], names[-1]
+    console.print(stages_table(result["stages"]))
+    shown = result["answers"]
+    columns = {name: [row["answers"][name] for row in shown] for name in dict.fromkeys((base, last))}
+    kinds = [row["kind"] or "" for row in shown]
+    console.print(answers_table([row["prompt"] for row in shown], columns, kinds if any(kinds) else ()))
+    for rate, how in ((result["win_rate"], "at the training temperature"), (result["win_rate_greedy"], "greedy")):
+        if rate is not None:
+            console.print(_verdict(last, base, how, Interval(**rate)), soft_wrap=True)
+    folders = {name: Path(folder) for name, folder, _ in stages}
+    again = f" --against {_short(folders[base].parent.parent)}" if base != last else ""
+    console.print(Text("Where to look next:", style="bold"))
+    for what, where in (
+        ("talk to it", f"quadriga chat {_short(run_dir.path)}"),
+        ("measure it again", f"quadriga eval {_short(run_dir.path)}{again}"),
+        ("the model", _short(folders[last])),
+        ("its curves", _short(folders[last].parent.parent / "metrics.jsonl")),
+        ("its answers while it learned", _short(folders[last].parent.parent / "samples")),
+        ("this page as numbers", _short(run_dir.path / "summary.json")),
+    ):
+        console.print(Text(f"  {what}: {where}"), soft_wrap=True)
+
+
+def _short(path: Path) -> str:
+    """As one types it here."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _verdict(ours: str, theirs: str, how: str, rate: Interval) -> Text:
+    return Text(f"{ours} wins against {theirs} {how}: {rate} (95 %, by gold, ties count half)")
+
+
+def _inputs(
+    stages: Sequence[tuple[str, str, float]], reward: str | None, settings: EvaluationSettings, seed: int
+) -> str:
+    """A fingerprint of all that the numbers depend on. A model is known by its path and when it was written."""
+    written = {folder: (Path(folder) / "config.json").stat().st_mtime_ns for _, folder, _ in stages}
+    parts = [list(stages), written, reward, settings.model_dump(mode="json"), seed]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _with_rows(prompts: DataSettings, rows: int) -> DataSettings:
+    """Let the built-in tables, which are generated, have as many rows as are asked for."""
+
+    def grown(sources: list[Source]) -> list[Source]:
+        return [s.model_copy(update={"rows": max(rows, s.rows or 0)}) if s.builtin else s for s in sources]
+
+    return prompts.model_copy(update={"train": grown(prompts.train), "heldout": grown(prompts.heldout)})
+
+
+def _win_rates(results: Mapping[str, Evaluation], ours: str, theirs: str) -> tuple[Interval | None, Interval | None]:
+    """At the sampling temperature, and greedy."""
+    a, b = results[ours], results[theirs]
+    return compare(a, b), compare(a.greedy, b.greedy) if a.greedy and b.greedy else None
+
+
+def _as_dict(rate: Interval | None) -> dict[str, float] | None:
+    return {"mean": rate.mean, "low": rate.low, "high": rate.high, "n": rate.n} if rate else None
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""What goes wrong and what follows: losses and their limits, the watchdog, rehearsed faults."""

@@ -1,0 +1,1 @@
+"""How an answer gets its score: a reward model, or a Python function in killable subprocesses."""

@@ -1,0 +1,172 @@
+"""The vLLM workers as one generator of answers. Every request ends exactly once, and the counts are checked."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from quadriga.actors.rollout.worker import Finished, Request
+from quadriga.actors.runtime.remote_calls import gather, poll
+from quadriga.actors.settings import SamplingSettings
+from quadriga.data.errors import Lost
+from quadriga.data.records import Prompt, Sample
+from quadriga.orchestrator.cluster.fleet import Fleet, Worker
+from quadriga.orchestrator.cluster.health import State
+from quadriga.orchestrator.rollout.request_tracker import Ledger
+
+
+def sampling_seed(run_seed: int, step: int, prompt_id: str, index: int) -> int:
+    """Seed of one answer: hash of (run seed, step, prompt id) plus the sample index; a repeated request repeats."""
+    digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt_id}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big") + index
+
+
+Send = Callable[[dict[str, Any]], dict[str, Lost]]
+"""Brings the current weights to these workers (name -> handle) and returns the losses among them."""
+
+
+@dataclass
+class RolloutPool:
+    """Owns the requests of a batch, and what each worker must hold before it serves."""
+
+    fleet: Fleet
+    stop_ids: tuple[int, ...]
+    decode: Callable[[list[int]], str]
+    version: int = 0
+    seconds: float = 0.0
+    ledger: Ledger = field(default_factory=lambda: Ledger([]))
+    """The requests of the newest batch."""
+    _send: Send = field(default=lambda workers: {})
+    """Until the first sync: workers come with the weights that they are to have."""
+    _asked: dict[str, Any] = field(default_factory=dict)
+    """Worker -> reference of the call that collects from it."""
+
+    def sync(self, version: int, send: Send) -> None:
+        """New weights for every worker. A worker that does not get them is replaced, and gets them later the same way.
+
+        send: kept, for the workers that come back while this version is current.
+        """
+        self.version, self._send = version, send
+        for worker in self.fleet.having(State.HEALTHY, State.SUSPECT):
+            worker.health.outdated()
+        self._freshen()
+
+    def generate(
+        self,
+        prompts: list[Prompt],
+        samples_per_prompt: int | list[int],
+        sampling: SamplingSettings,
+        seed: int,
+        step: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Sample]:
+        """Answers in (prompt, sample index) order.
+
+        samples_per_prompt: one number, or one a prompt. progress: called with (finished, asked). A worker that is lost
+        is replaced; its open requests go to others, or to the replacement, with the same seeds.
+        Raises Lost if no answer finishes within `deadlines.generate`, or more workers are lost than may be.
+        """
+        began = time.monotonic()
+        each = [samples_per_prompt] * len(prompts) if isinstance(samples_per_prompt, int) else samples_per_prompt
+        owners: dict[str, tuple[Prompt, int]] = {}
+        requests: list[Request] = []
+        for number, (prompt, count) in enumerate(zip(prompts, each, strict=True)):
+            for index in range(count):
+                id_ = f"{step}/{number}/{index}"
+                owners[id_] = (prompt, index)
+                requests.append(
+                    Request(id_, prompt.token_ids, sampling_seed(seed, step, prompt.id, index), sampling, self.stop_ids)
+                )
+        self.ledger, self._asked = Ledger(requests), {}
+        self._await_answers(progress)
+        self.ledger.check()
+        answers = self.ledger.answers
+        self.seconds = time.monotonic() - began
+        return [self._sample(owners[request.id], answers[request.id]) for request in requests]
+
+    def abandon(self) -> None:
+        """Drop whatever workers still compute for a batch that was given up."""
+        self.ledger.abort()
+        refs = {w.name: w.handle.clear.remote() for w in self._up()}
+        _, lost = gather(refs, "generate", self.fleet.deadlines.heartbeat)
+        self._lose(lost)
+
+    def _await_answers(self, progress: Callable[[int, int], None] | None) -> None:
+        limit, ledger = self.fleet.deadlines.generate, self.ledger
+        last = time.monotonic()
+        while ledger.due:
+            self._freshen()
+            self._assign()
+            finished = self._collect()
+            for name, answers in finished.items():
+                ledger.answer(name, answers)
+            if any(finished.values()):
+                last = time.monotonic()
+                if progress is not None:
+                    progress(len(ledger.answers), len(ledger.requests))
+            elif time.monotonic() - last > limit:
+                due = f"{ledger.due} of {len(ledger.requests)} are still due"
+                raise Lost(f"generate: no answer finished for {limit:.0f} s; {due}", "generate", "rollout")
+
+    def _freshen(self) -> None:
+        """The current weights for every worker that is up without them."""
+        self.fleet.look()
+        if stale := self.fleet.having(State.STALE):
+            lost = self._send({worker.name: worker.handle for worker in stale})
+            for worker in stale:
+                if worker.name not in lost:
+                    worker.health.loaded(self.version)
+            self._lose(lost)
+
+    def _assign(self) -> None:
+        """Share out what waits among the workers that serve."""
+        serving = {w.name: w.handle for w in self._up() if w.health.serves(self.version)}
+        shares = self.ledger.share_out(list(serving))
+        refs = {name: serving[name].submit.remote(share, self.version) for name, share in shares.items()}
+        deadlines = self.fleet.deadlines
+        self._lose(gather(refs, "generate", deadlines.call, serving, deadlines.heartbeat)[1])
+
+    def _collect(self) -> dict[str, list[Finished]]:
+        """Worker -> answers, of what has finished; waits a moment for the first."""
+        for worker in self._up():
+            if self.ledger.owes(worker.name) and worker.name not in self._asked:
+                self._asked[worker.name] = worker.handle.collect.remote(0.5)
+                worker.health.asked()
+        if not self._asked:
+            time.sleep(0.2)  # all are being replaced
+            return {}
+        done, lost = poll(self._asked, "generate", 1.0)
+        for worker in self._up():
+            if worker.name in done:
+                worker.health.answered()
+                del self._asked[worker.name]
+            elif worker.name in self._asked and worker.health.waited() is State.DEAD:
+                silence = f"generate: {worker.name} shows no sign of life for {self.fleet.deadlines.heartbeat:.0f} s"
+                lost.setdefault(worker.name, Lost(f"{silence} (stopped, or cut off)", "generate", worker.name))
+        self._lose(lost)
+        return done
+
+    def _up(self) -> list[Worker]:
+        return self.fleet.having(State.HEALTHY, State.SUSPECT)
+
+    def _lose(self, lost: dict[str, Lost]) -> None:
+        """Replace workers; their open requests wait for another."""
+        for worker in self.fleet.workers:
+            if worker.name in lost:
+                self._asked.pop(worker.name, None)
+                self.ledger.lose(worker.name)
+                self.fleet.lose(worker, lost[worker.name])
+
+    def _sample(self, owner: tuple[Prompt, int], answer: Finished) -> Sample:
+        prompt, index = owner
+        return Sample(
+            prompt=prompt,
+            index=index,
+            response_ids=answer.token_ids,
+            rollout_logprobs=answer.logprobs,
+            action_mask=[1] * len(answer.token_ids),
+            versions=answer.versions,
+            finish_reason="stop" if answer.finish_reason == "stop" else "length",
+            text=self.decode(answer.token_ids),
+        )

@@ -1,0 +1,1 @@
+"""PPO against a reward model or function."""

@@ -1,0 +1,388 @@
+"""PPO: one step from prompts to new weights in the rollout engine, top to bottom."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quadriga.actors.model.group import Element, Update
+from quadriga.actors.model.heads import ModelSpec, check_reward_head, read_config
+from quadriga.actors.settings import ModelSettings
+from quadriga.data.errors import Lost, UserError
+from quadriga.data.loading.batch_order import batch_indices
+from quadriga.data.records import Prompt, Sample
+from quadriga.kernels.losses import LOSSES
+from quadriga.orchestrator.algorithms import advantages
+from quadriga.orchestrator.algorithms.advantages import ESTIMATORS, Advantages, Experience, KLController
+from quadriga.orchestrator.cluster.health import State
+from quadriga.orchestrator.cluster.processes import Hosting, RolloutPlan
+from quadriga.orchestrator.rewards.base import FunctionReward, ModelReward, Reward, Scores, judged
+from quadriga.orchestrator.rewards.function_pool import Judge
+from quadriga.orchestrator.rollout.pool import RolloutPool
+from quadriga.orchestrator.settings import PpoStage
+from quadriga.orchestrator.training import invariants
+from quadriga.orchestrator.training import lr_schedule as schedule
+from quadriga.orchestrator.training.checkpoint import Export
+from quadriga.orchestrator.training.trainer import TrainingStage, check_context, model_path, scalar_spec
+
+
+class Ppo(TrainingStage):
+    """Actor, critic, reference and reward model as hosts, vLLM workers for answers, this object as the one driver."""
+
+    stage = "ppo"
+    trained = ("actor", "critic")
+    settings: PpoStage
+
+    def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """The stages of one step, in order; `commit` is the caller's."""
+        with self.timed("generate"):
+            samples = self.generate()
+        # The four forward passes depend on the answers only, so they run side by side and are collected in order.
+        sequences, temperature = [s.token_ids for s in samples], self.settings.sampling.temperature
+        reference_pass = self.group("reference").forward_logprobs(sequences, temperature, "reference")
+        actor_pass = self.group("actor").forward_logprobs(sequences, temperature, "old_logprobs")
+        critic_pass = self.group("critic").forward_values(sequences, "values") if self.has_critic else None
+        with self.timed("score"):
+            scores = self.reward.start(samples).result()
+        with self.timed("reference"):
+            ref_logprobs = [
+                _response(s, logprobs) for s, (logprobs, _) in zip(samples, reference_pass.result(), strict=True)
+            ]
+        with self.timed("old_logprobs"):
+            passes = actor_pass.result()
+            old_logprobs = [_response(s, logprobs) for s, (logprobs, _) in zip(samples, passes, strict=True)]
+            agreement = invariants.engine_agrees([s.rollout_logprobs for s in samples], old_logprobs, self.dtype)
+        with self.timed("values"):
+            values = (
+                [_response(s, v) for s, v in zip(samples, critic_pass.result(), strict=True)] if critic_pass else None
+            )
+        with self.timed("advantages"):
+            keep = [i for i, value in enumerate(scores.values) if value is not None]
+            experience = _experience(samples, scores, old_logprobs, ref_logprobs, values, keep)
+            result = advantages.compute(experience, self.settings.algorithm, self.kl.coefficient)
+            if self.state.step == 0 and self.starts_as_reference:
+                invariants.start_kl_is_zero(result.stats["kl"], self.dtype)
+        with self.timed("update"):
+            kept = [samples[i] for i in keep]
+            trained = self.update(kept, experience, result)
+        with self.timed("sync"):
+            self.sync(self.state.step + 1)
+        entropy = _masked_mean(samples, [_response(s, e) for s, (_, e) in zip(samples, passes, strict=True)])
+        metrics = agreement | trained | {"actor/entropy": entropy} | self.metrics(samples, scores, result)
+        rows = self.sample_rows(kept, experience, scores, keep)
+        self.kl.update(result.stats["kl_per_sample"], len(kept))
+        self.state.kl = self.kl.state_dict()
+        return metrics, rows
+
+    def generate(self) -> list[Sample]:
+        """Draw this step's answers with the current weights."""
+        settings, step = self.settings, self.state.step
+        indices = batch_indices(step, settings.prompts_per_step, len(self.prompts), settings.seed)
+        prompts = _distinct([self.prompts[i] for i in indices])
+        samples = self.pool.generate(
+            prompts,
+            settings.samples_per_prompt,
+            settings.sampling,
+            settings.seed,
+            step,
+            self.progress.part("generate"),
+        )
+        invariants.served_by(samples, step)
+        self.state.samples += len(samples)
+        self.state.tokens += sum(len(s.token_ids) for s in samples)
+        return samples
+
+    def update(self, samples: list[Sample], experience: Experience, result: Advantages) -> dict[str, float]:
+        """Epochs of minibatches over actor and critic, which train at the same time."""
+        settings, algorithm, step = self.settings, self.settings.algorithm, self.state.step
+        rates = {
+            "actor": schedule.lr(step, settings.total_steps, settings.optimizer),
+            "critic": schedule.lr(step, settings.total_steps, settings.critic_optimizer),
+        }
+        totals: dict[str, list[tuple[Update, float]]] = {"actor": [], "critic": []}
+        for epoch in range(algorithm.epochs):
+            order = batch_indices(0, len(samples), len(samples), hash_seed(settings.seed, step, epoch))
+            for start in range(0, len(order), algorithm.minibatch_size):
+                minibatch = sorted(order[start : start + algorithm.minibatch_size])
+                tokens = float(sum(sum(samples[i].action_mask) for i in minibatch))
+                calls = {"actor": (self.actor_elements(samples, experience, result, minibatch), self.policy_loss)}
+                if self.has_critic:
+                    calls["critic"] = (self.critic_elements(samples, experience, result, minibatch), self.value_loss)
+                pending = {
+                    role: self.group(role).update(elements, loss, tokens, rates[role], settings.sampling.temperature)
+                    for role, (elements, loss) in calls.items()
+                }
+                for role, call in pending.items():
+                    totals[role].append((call.result(), tokens))
+                if epoch == 0 and start == 0:
+                    invariants.first_ratio_is_one(totals["actor"][0][0].stats["log_ratio_max"], self.dtype)
+        metrics = {f"{role}/lr": rates[role] for role, updates in totals.items() if updates}
+        for role, updates in totals.items():
+            metrics |= {f"{role}/{key}": value for key, value in _merged(updates).items()}
+        return metrics
+
+    def sync(self, version: int) -> None:
+        """Stream the actor's weights into every rollout worker, and later into those that take a lost one's place."""
+
+        def send(workers: dict[str, Any]) -> dict[str, Lost]:
+            self.sync_bytes, lost = self.group("actor").send_weights(version, workers).result()
+            return lost
+
+        self.pool.sync(version, send)
+
+    def settle(self) -> None:
+        """The KL controller, the reward's processes, and the weights that the engines hold: they start without any."""
+        self.kl = KLController(self.settings.algorithm.kl)
+        if self.state.kl:
+            self.kl.load_state_dict(self.state.kl)
+        self.reward = self._reward()
+        self.sync(self.state.step)
+
+    def abandon(self) -> None:
+        """Answers of a step that is done again."""
+        self.pool.abandon()
+
+    def begin(self) -> None:
+        """Losses, judges, the pool."""
+        settings = self.settings
+        self.dtype = settings.cluster.dtype
+        self.policy_loss = LOSSES["policy_clip"](settings.algorithm.clip)
+        self.value_loss = LOSSES["value_clip"](settings.algorithm.value_clip)
+        self.gold = Judge(settings.gold, self.run.logs_dir / "gold.log") if settings.gold else None
+        function = settings.reward.function
+        self.judge = Judge(function, self.run.logs_dir / "reward.log") if function else None
+        stops = end_tokens(self.policy_path, self.tokenizer)
+        decode = lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
+        self.pool = RolloutPool(self.running.fleet, stops, decode)
+
+    def _reward(self) -> Reward:
+        if self.judge is not None:
+            return FunctionReward(self.judge)
+        assert self.reward_path is not None
+        return ModelReward(self.group("reward"), reward_shift(self.reward_path), self.reward_path)
+
+    def close(self) -> None:
+        """End the judges' processes."""
+        for judge in (self.gold, self.judge):
+            if judge is not None:
+                judge.close()
+
+    def prepare(self) -> None:
+        """Tokenizer, prompts, and what each role starts from."""
+        from quadriga.data.loading.datasets import load_prompts
+        from quadriga.data.tokens.tokenizer import load_tokenizer
+
+        settings = self.settings
+        self.has_critic = ESTIMATORS[settings.algorithm.estimator].needs_critic  # type: ignore[attr-defined]
+        self.policy_path = model_path(settings.policy, "policy")
+        self.tokenizer = load_tokenizer(self.policy_path)
+        self.max_tokens = settings.prompts.max_tokens + settings.sampling.max_tokens
+        check_context(self.policy_path, self.max_tokens, "prompts.max_tokens + sampling.max_tokens")
+        split = load_prompts(settings.prompts, self.tokenizer, settings.seed)
+        self.prompts: list[Prompt] = split.train
+        self.skipped = split.skipped
+        invariants.one_bos([prompt.token_ids for prompt in self.prompts], self.tokenizer.bos_token_id)
+        self.reference_path = model_path(settings.reference, "reference") if settings.reference else self.policy_path
+        self.starts_as_reference = Path(self.reference_path).resolve() == Path(self.policy_path).resolve()
+        self.reward_path: str | None = None
+        if settings.reward.path is not None:
+            self.reward_path = model_path(ModelSettings(path=settings.reward.path), "reward")
+            check_reward_head(self.reward_path)
+            check_same_tokenizer(self.policy_path, self.reward_path)
+        if self.has_critic and settings.critic is None and settings.reward.path is None:
+            raise UserError(
+                "The critic has nothing to start from: a reward function has no weights. Give `critic.path` (the "
+                "policy's folder will do: its trunk is used and the value head starts fresh)."
+            )
+
+    def hostings(self) -> list[Hosting]:
+        """Actor, critic, reference, and the reward model if there is one."""
+        settings = self.settings
+        hostings = [
+            Hosting("actor", ModelSpec(self.policy_path, "logprobs"), settings.optimizer),
+            Hosting("reference", ModelSpec(self.reference_path, "logprobs")),
+        ]
+        if self.reward_path is not None:
+            hostings.append(Hosting("reward", scalar_spec(self.reward_path, settings.seed, None)))
+        if self.has_critic:
+            start = model_path(settings.critic, "critic") if settings.critic else self.reward_path
+            assert start is not None
+            critic = scalar_spec(start, settings.seed, -reward_shift(start))
+            hostings.append(Hosting("critic", critic, settings.critic_optimizer))
+        return hostings
+
+    def rollout(self) -> RolloutPlan:
+        """Engines that wait for their first sync."""
+        return RolloutPlan(self.policy_path, self.max_tokens, load=False)
+
+    def exports(self) -> dict[str, Export]:
+        """Policy and critic."""
+        exports = {"policy": Export(self.group("actor"), "policy", {})}
+        if self.has_critic:
+            exports["critic"] = Export(self.group("critic"), "critic", {"classifier_dropout": 0.0})
+        return exports
+
+    def actor_elements(
+        self, samples: list[Sample], experience: Experience, result: Advantages, indices: list[int]
+    ) -> list[Element]:
+        """Sequences with what the policy loss reads, aligned with their tokens."""
+        columns = {"old_logprobs": experience.logprobs, "advantages": result.advantages}
+        return [_element(samples[i], {name: column[i] for name, column in columns.items()}) for i in indices]
+
+    def critic_elements(
+        self, samples: list[Sample], experience: Experience, result: Advantages, indices: list[int]
+    ) -> list[Element]:
+        """Sequences with what the value loss reads, aligned with their tokens."""
+        assert experience.values is not None and result.returns is not None
+        columns = {"old_values": experience.values, "returns": result.returns}
+        return [_element(samples[i], {name: column[i] for name, column in columns.items()}) for i in indices]
+
+    def metrics(self, samples: list[Sample], scores: Scores, result: Advantages) -> dict[str, float]:
+        """What a step tells beside its losses: reward, KL, lengths, gold, speed."""
+        stats = result.stats
+        lengths = [len(s.response_ids) for s in samples]
+        metrics = {f"reward/{key}": stats[key] for key in ("score", "score_std", "score_min", "score_max")}
+        metrics |= {
+            "reward/total": stats["reward"],
+            "reward/errors": float(scores.errors),
+            "reward/dropped": float(sum(value is None for value in scores.values)),
+            "actor/kl": stats["kl"],
+            "actor/kl_per_sample": stats["kl_per_sample"],
+            "actor/kl_coefficient": self.kl.coefficient,
+            "actor/advantage_std": stats["advantage_std"],
+            "rollout/eos_rate": stats["ended"],
+            "rollout/response_length": float(np.mean(lengths)),
+            "rollout/response_length_max": float(max(lengths)),
+            "rollout/distinct_answers": len({s.text for s in samples}) / len(samples),
+            "rollout/policy_version": float(self.state.step),
+            "system/rollout_workers": float(len(self.running.fleet.having(State.HEALTHY, State.SUSPECT))),
+            "system/requests_reissued": float(self.pool.ledger.reissued),
+            "perf/samples_per_second": len(samples) / max(1e-9, sum(self.timings.values())),
+            "perf/generated_tokens_per_second": sum(lengths) / max(1e-9, self.timings["generate"]),
+            "perf/sync_mb": self.sync_bytes / 1e6,
+        }
+        if "explained_variance" in stats:
+            metrics |= {"critic/explained_variance": stats["explained_variance"]}
+            metrics |= {"critic/value_mean": stats["value_mean"], "critic/return_mean": stats["return_mean"]}
+        if self.gold is not None:
+            with self.timed("gold"):
+                self.gold_scores = judged(self.gold, samples, "gold")
+            good = [value for value in self.gold_scores.values if value is not None]
+            metrics |= {"reward/gold": float(np.mean(good)) if good else float("nan")}
+        return metrics
+
+    def sample_rows(
+        self, samples: list[Sample], experience: Experience, scores: Scores, keep: list[int]
+    ) -> list[dict[str, Any]]:
+        """The answers of a step as rows for people to read."""
+        rows = []
+        for number, (sample, index) in enumerate(zip(samples, keep, strict=True)):
+            kl = float(np.sum(np.asarray(experience.logprobs[number]) - np.asarray(experience.ref_logprobs[number])))
+            row = {
+                "prompt_id": sample.prompt.id,
+                "sample_index": sample.index,
+                "prompt": sample.prompt.messages[-1]["content"],
+                "response": sample.text,
+                "reward": scores.values[index],
+                "kl": kl,
+                "finish_reason": sample.finish_reason,
+                "policy_version": sample.versions[0],
+                "reward_version": self.reward.version,
+            }
+            if self.gold is not None:
+                row["gold"] = self.gold_scores.values[index]
+            rows.append(row)
+        return rows
+
+
+def reward_shift(path: str | Path) -> float:
+    """What a reward model's config says is to be subtracted from its logit; 0 for models that do not say."""
+    return float(read_config(path).get("reward_shift", 0.0))
+
+
+def hash_seed(*parts: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def end_tokens(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end an answer: the tokenizer's eos and those of generation_config.json."""
+    file = Path(path) / "generation_config.json"
+    named = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    more = named if isinstance(named, list) else [named]
+    return tuple(sorted({id_ for id_ in [tokenizer.eos_token_id, *more] if id_ is not None}))
+
+
+def check_same_tokenizer(policy: str | Path, reward: str | Path) -> None:
+    """Raises UserError when policy and reward model do not share a vocabulary: token ids are passed as they are."""
+    from quadriga.data.tokens.tokenizer import load_tokenizer
+
+    if load_tokenizer(policy).get_vocab() != load_tokenizer(reward).get_vocab():
+        raise UserError(
+            f"The reward model {reward} has another tokenizer than the policy {policy}. Answers are scored as token "
+            "ids, so both must share one: train the reward model from this policy's family."
+        )
+
+
+def _distinct(prompts: list[Prompt]) -> list[Prompt]:
+    """Give a prompt that is in the batch twice (small data, epoch border) an id of its own, and so its own seeds."""
+    seen: dict[str, int] = {}
+    result = []
+    for prompt in prompts:
+        count = seen[prompt.id] = seen.get(prompt.id, 0) + 1
+        result.append(prompt if count == 1 else replace(prompt, id=f"{prompt.id}#{count}"))
+    return result
+
+
+def _response(sample: Sample, aligned: Any) -> Any:
+    """The response's part of an array aligned with the whole sequence."""
+    return aligned[len(sample.prompt.token_ids) :]
+
+
+def _element(sample: Sample, columns: dict[str, Any]) -> Element:
+    """One sequence; response columns are preceded by zeros for the prompt."""
+    before = np.zeros(len(sample.prompt.token_ids), np.float32)
+    columns = columns | {"mask": np.asarray(sample.action_mask, np.float32)}
+    tokens = {name: [np.concatenate([before, np.asarray(c, np.float32)])] for name, c in columns.items()}
+    return Element([sample.token_ids], tokens=tokens)
+
+
+def _experience(
+    samples: list[Sample],
+    scores: Scores,
+    old_logprobs: list[Any],
+    ref_logprobs: list[Any],
+    values: list[Any] | None,
+    keep: list[int],
+) -> Experience:
+    """The samples that have a score, as the advantage computation wants them."""
+    return Experience(
+        scores=np.asarray([scores.values[i] for i in keep], np.float64),
+        ended=[samples[i].ended for i in keep],
+        logprobs=[old_logprobs[i] for i in keep],
+        ref_logprobs=[ref_logprobs[i] for i in keep],
+        action_masks=[samples[i].action_mask for i in keep],
+        values=None if values is None else [values[i] for i in keep],
+    )
+
+
+def _masked_mean(samples: list[Sample], columns: list[Any]) -> float:
+    """Mean over action tokens."""
+    mask = np.concatenate([np.asarray(s.action_mask, np.float64) for s in samples])
+    return float((np.concatenate(columns).astype(np.float64) * mask).sum() / mask.sum())
+
+
+def _merged(updates: list[tuple[Update, float]]) -> dict[str, float]:
+    """Statistics of a step's updates: token means, extremes, the mean gradient norm."""
+    if not updates:
+        return {}
+    total = sum(tokens for _, tokens in updates)
+    merged: dict[str, float] = {"grad_norm": float(np.mean([update.grad_norm for update, _ in updates]))}
+    for key in updates[0][0].stats:
+        values = [update.stats[key] for update, _ in updates]
+        merged[key] = (
+            max(values) if key.endswith("_max") else min(values) if key.endswith("_min") else sum(values) / total
+        )
+    return {key: value for key, value in merged.items() if key != "entropy"}

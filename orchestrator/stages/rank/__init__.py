@@ -1,0 +1,1 @@
+"""Several answers per prompt, ranked: what a reward model is trained on."""

@@ -1,0 +1,1 @@
+"""What a run says of itself: metrics, samples, W&B, and lines on the screen."""

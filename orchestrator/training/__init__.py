@@ -1,0 +1,1 @@
+"""What every training stage shares: the step loop, resume, checkpoints, clean stops, run-time checks."""

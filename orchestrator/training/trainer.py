@@ -1,0 +1,326 @@
+"""What every training stage shares: run directory, resume, the step loop, commit, clean stops, export."""
+
+import copy
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from quadriga.actors.model.group import ActorGroup
+from quadriga.actors.model.heads import ModelSpec, read_config
+from quadriga.actors.settings import ModelSettings, Role
+from quadriga.data.errors import Lost, UserError
+from quadriga.data.loading.readers import BadRow
+from quadriga.data.rundir import RunDir
+from quadriga.orchestrator.cluster.processes import Hosting, Processes, RolloutPlan, connected, processes
+from quadriga.orchestrator.faults.injector import Injector
+from quadriga.orchestrator.faults.recovery import Recovery
+from quadriga.orchestrator.faults.watchdog import Watchdog, dump_stacks
+from quadriga.orchestrator.settings import StageBase
+from quadriga.orchestrator.tracking.console import StageProgress
+from quadriga.orchestrator.tracking.tracker import Replay, Tracker
+from quadriga.orchestrator.training import checkpoint
+from quadriga.orchestrator.training.checkpoint import Export
+from quadriga.orchestrator.training.run_state import RunState
+from quadriga.orchestrator.training.stop import Stop
+
+
+class TrainingStage(ABC):
+    """A stage that trains models step by step. Subclasses say what they need, what a step does and what comes out."""
+
+    stage: ClassVar[str]
+    trained: ClassVar[tuple[str, ...]]
+    """Roles with an optimizer: what a checkpoint holds."""
+
+    def __init__(self, settings: StageBase, run: RunDir):
+        self.settings, self.run = settings, run
+        self.state = RunState()
+        self.timings: dict[str, float] = {}
+        self.skipped: list[BadRow] = []
+        self.host_classes: dict[str, Any] = {}
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Read data, tokenizer and configs; set `self.tokenizer`. Bad input ends here, before a process is started."""
+
+    @abstractmethod
+    def hostings(self) -> list[Hosting]:
+        """The models to host."""
+
+    def rollout(self) -> RolloutPlan | None:
+        """The rollout engines to start."""
+        return None
+
+    def begin(self) -> None:
+        """Once processes run, before the first step: what lives as long as they do."""
+        return None
+
+    def settle(self) -> None:
+        """Before the first step, and again after a loss: bring what is outside of checkpoints to `state.step`."""
+        return None
+
+    def abandon(self) -> None:
+        """A step was given up: stop what still works for it."""
+        return None
+
+    @abstractmethod
+    def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """One step: metrics and samples to log. Must not change `state.step`."""
+
+    @abstractmethod
+    def exports(self) -> dict[str, Export]:
+        """What a checkpoint exports: folder name -> model."""
+
+    def finished(self) -> bool:
+        """Whether there is no step left."""
+        return self.state.step >= self.settings.total_steps
+
+    def close(self) -> None:
+        """Release what `begin` opened."""
+        return None
+
+    def execute(self, progress: StageProgress, replay: Replay = "exact") -> bool:
+        """Run to the end, or to a clean stop. Returns True when the stage is finished, False when it was stopped.
+
+        replay: what to do about logged steps that are run again (see `Tracker`).
+        """
+        self.prepare()
+        self.progress = progress
+        settings, cluster = self.settings, self.settings.cluster
+        self.recovery = Recovery(cluster.recovery, self.run.note)
+        with (
+            connected(cluster) as dashboard,
+            Stop(self.run).listening() as stop,  # after Ray, which takes SIGTERM for itself when it starts
+            progress.waiting("starting processes"),
+            processes(
+                cluster,
+                self.hostings(),
+                self.rollout(),
+                str(self.run.logs_dir),
+                self.host_classes,
+                self.recovery.note,
+                self.run.note,
+            ) as running,
+            Watchdog(cluster.deadlines.progress, self._dump_stacks, self._give_up).watching() as self.watchdog,
+        ):
+            self.running = running
+            self.injector = Injector(settings.faults, self.run, running)
+            self._restore(checkpoint.newest_whole(self.run, self._note_damage))
+            known = self.state.tracker_id or self.run.read_run().get("tracker_id")
+            tracker = Tracker(
+                self.run,
+                settings.tracking,
+                self.stage,
+                settings.name,
+                settings.model_dump(mode="json"),
+                run_id=known,
+                resume_step=self.state.step,
+                replay="note" if replay == "exact" and running.device != "cpu" else replay,
+            )
+            self.state.tracker_id = tracker.run_id
+            self.run.update_run(tracker_id=tracker.run_id)
+            running.note_whereabouts(self.run)
+            with tracker:
+                progress.started(self.state.step, settings.total_steps, dashboard, tracker.address, running.logs)
+                note_skipped(self.skipped, self.run, progress)
+                self.begin()
+                try:
+                    self._loop(tracker, stop)
+                finally:
+                    self.close()
+            if self.finished():
+                checkpoint.publish_exports(self.run, self.run.checkpoint_dir(self.state.step))
+            return self.finished()
+
+    def group(self, role: str) -> ActorGroup:
+        """The ranks of a role."""
+        return self.running.groups[role]
+
+    def trained_groups(self) -> dict[str, ActorGroup]:
+        """The groups that a checkpoint holds."""
+        return {role: group for role, group in self.running.groups.items() if role in self.trained}
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Wall-clock seconds of a part of the step, logged as timing_s/<name>."""
+        self.injector.enter(self.state.step + 1, name)
+        self.watchdog.moved(name)
+        began = time.monotonic()
+        yield
+        self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - began
+
+    def _loop(self, tracker: Tracker, stop: Stop) -> None:
+        settled, self._saved, self._saved_at = False, self.state.step, time.monotonic()
+        self._logged: tuple[int, Mapping[str, float]] = self.state.step, {}
+        commit = 0.0  # of the step before: a row is written before its own commit ends
+        while not (self.finished() or stop.asked) or self._saved != self.state.step:
+            before = copy.deepcopy(self.state)
+            self.recovery.step = before.step + 1
+            try:
+                if not settled:
+                    self.settle()
+                    settled = True
+                if self.finished() or stop.asked:
+                    self._save(tracker)
+                    continue
+                self._scale()
+                began, self.timings = time.monotonic(), {}
+                self.injector.enter(self.state.step + 1, None)
+                metrics, samples = self.step()
+                self.state.step += 1
+                seconds = time.monotonic() - began
+                self.state.seconds += seconds
+                metrics |= {f"timing_s/{name}": value for name, value in self.timings.items()}
+                metrics |= {"timing_s/commit": commit, "timing_s/step": seconds, "perf/total_tokens": self.state.tokens}
+                metrics |= self._memory()
+                began = time.monotonic()
+                tracker.log(self.state.step, metrics, samples)
+                self.progress.step(self.state.step, metrics)
+                self._logged = self.state.step, metrics
+                if self._save_is_due():
+                    self._save(tracker)
+                commit = time.monotonic() - began
+            except Lost as lost:
+                self._recover(lost, before)
+                settled = False
+
+    def _scale(self) -> None:
+        """Have as many rollout workers as `quadriga scale` asked for; also when the run goes on another time."""
+        wanted, fleet = self.run.asked("rollout"), self.running.fleet
+        if wanted is None or not fleet.workers or wanted == fleet.count:
+            return
+        self.run.note("scaled", rollout=wanted, before=fleet.count, step=self.state.step + 1)
+        self.progress.note(f"  rollout workers: {fleet.count} -> {wanted}")
+        fleet.resize(wanted)
+
+    def _recover(self, lost: Lost, before: RunState) -> None:
+        """Replace what was lost and go back to where its state is known.
+
+        A frozen model (or a judge) has no state: the step is done again. A trained one goes back to the newest
+        checkpoint, and all other trained ones with it, or to the start where there is none.
+        Raises Fault when more was lost than `cluster.recovery` allows.
+        """
+        began = time.monotonic()
+        roles = set[Role]()  # kept over losses on the way: what was rebuilt then has not been restored yet
+        while True:
+            self.recovery.note(lost)
+            self.progress.note(f"  {lost}: starting it again")
+            try:
+                self.state = before
+                self.abandon()
+                roles |= self.running.dead_roles()
+                if self.hosts(lost):
+                    roles.add(self.running.role_of(lost.actor))
+                trained = {self.group(role).specs[0].role for role in self.trained_groups()}
+                back = bool(roles & trained)
+                found = checkpoint.newest_whole(self.run, self._note_damage) if back else None
+                if back and found is None:
+                    roles |= trained
+                self.running.rebuild(roles)
+                if back:
+                    self._restore(found)
+            except Lost as again:
+                lost = again
+            else:
+                break
+        self._saved = min(self._saved, self.state.step)
+        self.running.note_whereabouts(self.run)
+        seconds = round(time.monotonic() - began, 1)
+        self.run.note("recovered", rebuilt=sorted(roles), step=self.state.step, seconds=seconds)
+
+    def hosts(self, lost: Lost) -> bool:
+        """Whether what was lost is a model host; rollout workers are the pool's to replace."""
+        return lost.actor.split(" ")[0] in self.running.groups
+
+    def _restore(self, found: Path | None) -> None:
+        """Load a checkpoint, or begin at the start where there is none."""
+        known = self.state.tracker_id
+        self.state = checkpoint.restore(found, self.trained_groups()) if found else RunState(tracker_id=known)
+
+    def _note_damage(self, folder: Path, reason: str) -> None:
+        self.run.note("damaged_checkpoint", folder=folder.name, reason=reason)
+        self.progress.note(f"  {reason}. It was set aside as {folder.name}; the one before it is used.")
+
+    def _save_is_due(self) -> bool:
+        settings = self.settings.checkpoint
+        by_step = settings.every_steps is not None and self.state.step % settings.every_steps == 0
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return by_step or (settings.every_minutes is not None and minutes >= settings.every_minutes)
+
+    def _save(self, tracker: Tracker) -> None:
+        self.injector.enter(self.state.step, "checkpoint")
+        self.watchdog.moved("checkpoint")
+        self._note_best()
+        checkpoint.save(self.run, self.state, self.trained_groups(), self.exports(), self.tokenizer)
+        checkpoint.prune(self.run, self.settings.checkpoint.keep, self.state.best and self.state.best[0])
+        tracker.confirmed(self.state.step)
+        self._saved, self._saved_at = self.state.step, time.monotonic()
+
+    def _note_best(self) -> None:
+        """Remember the step if it is the best of those that were saved."""
+        best, (step, metrics) = self.settings.checkpoint.keep_best, self._logged
+        if best is None or step != self.state.step:
+            return
+        if best.metric not in metrics:
+            self.progress.note(f"  checkpoint.keep_best: step {step} has no `{best.metric}`, so it is not compared.")
+            return
+        value = float(metrics[best.metric])
+        sign = 1 if best.mode == "max" else -1
+        if self.state.best is None or sign * value > sign * self.state.best[1]:
+            self.state.best = (step, value)
+
+    def _memory(self) -> dict[str, float]:
+        """Largest peak memory of a process of each role."""
+        memory = {role: group.memory for role, group in self.running.groups.items()}
+        if self.running.fleet.workers:
+            memory["rollout"] = self.running.fleet.peak_memory()
+        return {f"system/memory_gb_{role}": value / 2**30 for role, value in memory.items()}
+
+    def _dump_stacks(self) -> None:
+        dump_stacks(self.run.logs_dir / "driver-stacks.txt", self.running.whereabouts().values())
+
+    def _give_up(self, reason: str) -> None:
+        """The main thread takes no signal: write down why, and leave."""
+        self.run.end_attempt("failed", reason)
+        os._exit(1)
+
+    tokenizer: Any
+    running: Processes
+    progress: StageProgress
+    watchdog: Watchdog
+    injector: Injector
+
+
+def note_skipped(rows: Sequence[BadRow], run: RunDir, progress: StageProgress) -> None:
+    """Say how many rows were left out and list them in logs/skipped-rows.txt, with file, line and reason."""
+    if rows:
+        file = run.logs_dir / "skipped-rows.txt"
+        file.write_text("".join(f"{row}\n" for row in rows))
+        progress.note(f"  {len(rows)} rows were left out: {file}")
+
+
+def model_path(model: ModelSettings, key: str) -> str:
+    """The folder of a model that must exist already, absolute: actors need not share our working directory.
+
+    Raises UserError for a shape without weights, or a folder that holds no model.
+    """
+    if model.path is None:
+        raise UserError(f"`{key}.shape` has no weights; this stage starts from `{key}.path`, a trained model's folder.")
+    read_config(model.path)
+    return str(Path(model.path).absolute())
+
+
+def check_context(path: str | Path, tokens: int, key: str) -> None:
+    """Raises UserError when a model cannot read sequences of `tokens` tokens."""
+    config = read_config(path)
+    limit = config.get("max_position_embeddings", config.get("n_positions"))
+    if limit is not None and tokens > limit:
+        raise UserError(f"{key} allows sequences of {tokens} tokens, but the context of {path} is {limit}. Lower it.")
+
+
+def scalar_spec(path: str, seed: int, bias: float | None, head_std: float | None = None) -> ModelSpec:
+    """A critic or reward model."""
+    return ModelSpec(path, "scalar", seed=seed, bias=bias, head_std=head_std)

@@ -1,0 +1,101 @@
+"""The ledger of requests against workers that answer, come and go in any order."""
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from quadriga.actors.rollout.worker import Finished, Request
+from quadriga.actors.settings import SamplingSettings
+from quadriga.data.errors import Fault
+from quadriga.orchestrator.rollout.request_tracker import Ledger
+
+WORKERS = ["rollout 0", "rollout 1", "rollout 2"]
+
+
+def request(id_: str) -> Request:
+    return Request(id_, [1], 0, SamplingSettings(), ())
+
+
+def finished(id_: str) -> Finished:
+    return Finished(id_, [2], [0.0], [0], "stop")
+
+
+class Generation(RuleBasedStateMachine):
+    """What each worker was told, kept beside the ledger; an answer is made of nothing else."""
+
+    @initialize(count=st.integers(0, 12))
+    def ask(self, count: int) -> None:
+        self.ids = [str(number) for number in range(count)]
+        self.ledger = Ledger([request(id_) for id_ in self.ids])
+        self.told: dict[str, list[str]] = {}
+        self.answered: list[str] = []
+        self.reissued = 0
+
+    @rule(workers=st.lists(st.sampled_from(WORKERS), unique=True))
+    def share_out(self, workers: list[str]) -> None:
+        shares = self.ledger.share_out(workers)
+        assert set(shares) <= set(workers)
+        sizes = [len(shares.get(worker, [])) for worker in workers]
+        assert not sizes or max(sizes) - min(sizes) <= 1
+        for worker, share in shares.items():
+            self.told.setdefault(worker, []).extend(request.id for request in share)
+
+    @precondition(lambda self: any(self.told.values()))
+    @rule(data=st.data())
+    def answer(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(worker for worker, ids in self.told.items() if ids)))
+        ids = data.draw(st.lists(st.sampled_from(self.told[worker]), unique=True))
+        self.ledger.answer(worker, [finished(id_) for id_ in ids])
+        self.answered += ids
+        self.told[worker] = [id_ for id_ in self.told[worker] if id_ not in ids]
+
+    @rule(worker=st.sampled_from(WORKERS), data=st.data())
+    def answer_what_was_not_asked(self, worker: str, data: st.DataObject) -> None:
+        others = [id_ for id_ in self.ids if id_ not in self.told.get(worker, [])]
+        if others:
+            with pytest.raises(Fault, match=f"{worker} answered"):
+                self.ledger.answer(worker, [finished(data.draw(st.sampled_from(others)))])
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def lose(self, worker: str) -> None:
+        self.ledger.lose(worker)
+        self.reissued += len(self.told.pop(worker, []))
+
+    @invariant()
+    def every_request_ends_once_at_most(self) -> None:
+        assert len(self.answered) == len(set(self.answered))
+        assert sorted(self.ledger.answers) == sorted(self.answered)
+        assert self.ledger.due == len(self.ids) - len(self.answered)
+        assert self.ledger.reissued == self.reissued
+        assert [worker for worker in WORKERS if self.ledger.owes(worker)] == [w for w in WORKERS if self.told.get(w)]
+
+    def teardown(self) -> None:
+        """One worker that stays is enough to end the batch."""
+        if not hasattr(self, "ledger"):
+            return
+        for worker in WORKERS[1:]:
+            self.ledger.lose(worker)
+        self.ledger.share_out(WORKERS[:1])
+        waiting = [id_ for id_ in self.ids if id_ not in self.answered]
+        if waiting:
+            with pytest.raises(Fault, match="requests were made"):
+                self.ledger.check()
+        self.ledger.answer(WORKERS[0], [finished(id_) for id_ in waiting])
+        self.ledger.check()
+        assert sorted(self.ledger.answers, key=int) == self.ids
+
+
+TestGeneration = Generation.TestCase
+TestGeneration.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+
+
+def test_an_aborted_batch_is_counted_and_its_late_answers_are_refused() -> None:
+    ledger = Ledger([request("a"), request("b"), request("c")])
+    ledger.share_out(WORKERS[:2])
+    ledger.answer(WORKERS[0], [finished("a")])
+    ledger.abort()
+    ledger.check()
+    assert (ledger.due, ledger.aborted, list(ledger.answers)) == (0, 2, ["a"])
+    with pytest.raises(Fault, match="which it was not asked"):
+        ledger.answer(WORKERS[1], [finished("b")])
