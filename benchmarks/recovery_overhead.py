@@ -20,7 +20,7 @@ from quadriga.actors.runtime.device import cores
 from quadriga.data.loading.datasets import document_texts
 from quadriga.data.settings import DataSettings
 from quadriga.data.tokens.tokenizer import train_tokenizer
-from quadriga.launch.config import PRESETS, build, load_config
+from quadriga.launch.config.load import PRESETS, build, load_config
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.tracking.tracker import read_metrics
 

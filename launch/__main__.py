@@ -2,7 +2,7 @@
 
 import sys
 
-from quadriga.launch.cli import main
+from quadriga.launch.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,7 +13,7 @@ import numpy as np
 
 from quadriga.actors.runtime.device import cores
 from quadriga.data.errors import UserError
-from quadriga.launch.findings import gpu_count
+from quadriga.launch.checks.report import gpu_count
 from quadriga.launch.plan.seconds import Call, Generation
 from quadriga.launch.plan.shapes import ModelShape
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from quadriga.actors.settings import ClusterSettings
 from quadriga.data.errors import UserError
-from quadriga.launch.findings import gpu_count
+from quadriga.launch.checks.report import gpu_count
 from quadriga.launch.plan.devices import Layout, Suggestion, layout, on_the_same_gpus, smallest
 from quadriga.launch.plan.published import GPUS, published
 from quadriga.launch.plan.seconds import Speeds, StepTime, step_time

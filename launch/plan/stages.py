@@ -7,8 +7,8 @@ from typing import Any
 
 from quadriga.actors.model.heads import Head, read_config
 from quadriga.actors.settings import ClusterSettings, ModelSettings, Role
-from quadriga.launch import model_checks
-from quadriga.launch.config import build, is_placeholder, placeholders
+from quadriga.launch.checks import model as model_checks
+from quadriga.launch.config.load import build, is_placeholder, placeholders
 from quadriga.launch.plan.shapes import ModelShape, shape_of
 from quadriga.orchestrator.algorithms.advantages import ESTIMATORS
 from quadriga.orchestrator.settings import (

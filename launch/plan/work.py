@@ -7,7 +7,7 @@ from typing import Any
 
 from quadriga.data.errors import UserError
 from quadriga.data.tokens.packing import plan
-from quadriga.launch import model_checks
+from quadriga.launch.checks import model as model_checks
 from quadriga.launch.plan.stages import PlannedStage
 from quadriga.orchestrator.settings import GeneratingStage, PretrainStage, RankStage, RewardStage, TrainStage
 from quadriga.orchestrator.stages.rank.trainer import CHUNK

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quadriga.launch.cli import main
+from quadriga.launch.cli.app import main
 from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.integration

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from corpora import CORPORA
 
-from quadriga.launch.cli import main
+from quadriga.launch.cli.app import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/examples.md"

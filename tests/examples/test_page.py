@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from corpora import needs
 
-from quadriga.launch.config import PRESETS, load_config
+from quadriga.launch.config.load import PRESETS, load_config
 
 HERE = Path(__file__).parent
 CONFIGS = sorted((PRESETS / "examples").glob("*/*.yaml"))

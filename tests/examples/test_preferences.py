@@ -26,7 +26,7 @@ def test_what_the_pairs_hold_is_read_or_listed_with_its_reason(
     ray_cluster: None, in_clone: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Equal answers, empty ones, prompts too long: each listed row is what its reason says, and none is missed."""
-    from quadriga.launch.cli import main
+    from quadriga.launch.cli.app import main
 
     config = ["run", "configs/examples/hh-rlhf/reward.yaml", REAL_START, "run_dir=runs/hh-quick"]
     short = ["total_steps=2", "batch_size=4", "data.heldout_fraction=0.01", "data.max_tokens=512"]
@@ -72,7 +72,7 @@ def test_what_the_pairs_hold_is_read_or_listed_with_its_reason(
 @needs("oasst-ranked", "stories260K")
 def test_rankings_of_many_answers_give_all_their_pairs(ray_cluster: None, in_clone: Path) -> None:
     """C(K, 2) pairs of each prompt that is held out."""
-    from quadriga.launch.cli import main
+    from quadriga.launch.cli.app import main
 
     kept = in_clone / "runs/oasst-some.jsonl"
     kept.parent.mkdir(exist_ok=True)

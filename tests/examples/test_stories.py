@@ -13,7 +13,7 @@ from quadriga.actors.model.heads import ModelSpec, load_model, token_logprobs
 from quadriga.data.loading.datasets import load_demonstrations
 from quadriga.data.records import Tokens
 from quadriga.data.tokens.tokenizer import load_tokenizer
-from quadriga.launch.config import load_config
+from quadriga.launch.config.load import load_config
 from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = [pytest.mark.integration, needs("stories260K", "sentence-polarity")]

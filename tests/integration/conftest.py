@@ -9,7 +9,7 @@ import pytest
 from tiny import KEY, stage
 
 from quadriga.data.rundir import RunDir
-from quadriga.launch.config import build
+from quadriga.launch.config.load import build
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.stages.rank import trainer as rank
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import CLUSTER, stage
 
 from quadriga.data.rundir import RunDir
-from quadriga.launch.config import build
+from quadriga.launch.config.load import build
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.tracking.tracker import read_metrics
 

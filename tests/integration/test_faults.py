@@ -11,7 +11,7 @@ import yaml
 from tiny import stage
 
 from quadriga.data.rundir import RunDir
-from quadriga.launch.cli import main
+from quadriga.launch.cli.app import main
 from quadriga.orchestrator.stages.ppo.trainer import Ppo
 
 pytestmark = pytest.mark.integration

@@ -13,8 +13,8 @@ import yaml
 from namespaces import Hosts, hosts
 from tiny import CLUSTER, stage
 
-from quadriga.launch.cli import main
-from quadriga.launch.config import build
+from quadriga.launch.cli.app import main
+from quadriga.launch.config.load import build
 
 pytestmark = pytest.mark.integration
 
@@ -95,7 +95,7 @@ def test_doctor_looks_at_hosts_too(
 ) -> None:
     from rich.console import Console
 
-    from quadriga.launch.doctor import hosts as look
+    from quadriga.launch.cli.doctor import hosts as look
 
     config["cluster"]["ssh"]["hosts"].append("no-such-host.invalid")
     assert look(build(config), Console(width=200)) == 1

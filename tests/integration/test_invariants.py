@@ -10,7 +10,7 @@ from tiny import stage
 
 from quadriga.data.errors import Fault
 from quadriga.data.rundir import RunDir
-from quadriga.launch.config import build
+from quadriga.launch.config.load import build
 from quadriga.orchestrator.cluster.health import State
 from quadriga.orchestrator.cluster.processes import processes
 from quadriga.orchestrator.faults.injector import Injector

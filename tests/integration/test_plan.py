@@ -15,7 +15,7 @@ from quadriga.actors.settings import OptimizerSettings, SamplingSettings
 from quadriga.data.records import Prompt
 from quadriga.data.rundir import RunDir
 from quadriga.kernels.losses import LOSSES
-from quadriga.launch.config import build
+from quadriga.launch.config.load import build
 from quadriga.launch.plan.bench import calibrate
 from quadriga.launch.plan.calibration import Calibration
 from quadriga.launch.plan.devices import layout

@@ -21,7 +21,7 @@ from transformers import (
 from wandb_file import history, of_kind, read_finished
 
 from quadriga.data.rundir import RunDir
-from quadriga.launch.config import build
+from quadriga.launch.config.load import build
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.tracking.tracker import AXIS, NAMESPACES, read_metrics
 

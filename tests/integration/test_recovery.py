@@ -17,7 +17,7 @@ from tiny import STEPS, chaos_ppo, digests, repeatable, stage
 
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.rundir import RunDir
-from quadriga.launch.config import build
+from quadriga.launch.config.load import build
 from quadriga.orchestrator.faults.injector import EVENT
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.tracking.tracker import read_metrics

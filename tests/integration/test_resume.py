@@ -15,7 +15,7 @@ from tiny import KEY, STEPS, digests, repeatable, stage
 from wandb_file import history, of_kind, read_finished
 
 from quadriga.data.rundir import RunDir
-from quadriga.launch.config import build
+from quadriga.launch.config.load import build
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.tracking.console import StageProgress
 from quadriga.orchestrator.tracking.tracker import AXIS, read_metrics

@@ -14,8 +14,8 @@ from slurm_nodes import JOB, Slurm, slurm_nodes, why_not
 from tiny import stage
 
 from quadriga.data.rundir import RunDir
-from quadriga.launch.config import build
-from quadriga.launch.slurm import launch_slurm
+from quadriga.launch.batch.slurm import launch_slurm
+from quadriga.launch.config.load import build
 from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = [

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from quadriga.launch.cli import main
-from quadriga.launch.config import load_config
+from quadriga.launch.cli.app import main
+from quadriga.launch.config.load import load_config
 from quadriga.launch.plan.plans import Plan, as_json, make_plans
 from quadriga.launch.plan.shapes import ModelShape, _built, shape_of
 
@@ -64,7 +64,7 @@ def preset(name: str) -> ModelShape:
     import yaml
     from transformers import AutoConfig
 
-    from quadriga.launch.config import PRESETS
+    from quadriga.launch.config.load import PRESETS
 
     fields = yaml.safe_load((PRESETS / f"models/{name}.yaml").read_text())["shape"]
     return shape_of(AutoConfig.for_model(**fields))

@@ -1,0 +1,202 @@
+"""Checks of models, their tokenizers and the data they shall see. Each raises UserError or says what it found."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from quadriga.actors.model.heads import check_reward_head, read_config
+from quadriga.actors.settings import ModelSettings
+from quadriga.data.errors import UserError
+from quadriga.data.settings import DataSettings, Source
+from quadriga.launch.config.load import is_placeholder
+from quadriga.orchestrator.settings import GeneratingStage, PretrainStage, RewardStage
+
+SAMPLE_ROWS = 200
+"""Rows of each source that are read ahead of a run; the run itself reads them all before it starts a process."""
+
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What vLLM's CPU attention serves."""
+
+CHAT = [
+    {"role": "user", "content": "Good morning."},
+    {"role": "assistant", "content": "Good morning! What can I do?"},
+    {"role": "user", "content": "Nothing, thanks."},
+    {"role": "assistant", "content": "Gladly."},
+]
+
+
+def loadable(model: ModelSettings) -> str | None:
+    """A folder with config.json and safetensors weights, or a shape that makes a model."""
+    if model.path is not None:
+        if is_placeholder(model.path):
+            return None
+        read_config(model.path)
+        if not list(Path(model.path).glob("*.safetensors")):
+            raise UserError(
+                f"{model.path} has no .safetensors weights. Load it once with transformers and save it with "
+                "`save_pretrained`."
+            )
+    config = model_config(model)
+    return f"model {model.path or 'with fresh weights'}: {config.model_type}, context {context_length(model)}"
+
+
+def reward_head_trained(path: str) -> None:
+    """The reward model gives one score per sequence, from weights of its own."""
+    if not is_placeholder(path):
+        check_reward_head(path)
+
+
+def model_config(model: ModelSettings) -> Any:
+    """The Hugging Face config of a model folder or a shape. Raises UserError where there is none."""
+    from transformers import AutoConfig
+
+    try:
+        if model.path is not None:
+            return AutoConfig.from_pretrained(model.path, trust_remote_code=False, local_files_only=True)
+        fields = dict(model.shape or {})
+        if "model_type" not in fields:
+            raise UserError("`shape` has no `model_type`: it names the architecture, for example `llama` or `gpt2`.")
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises many kinds for a config it does not know
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{model.path or 'The shape'} makes no model that transformers knows: {reason}") from None
+
+
+def context_length(model: ModelSettings) -> int | None:
+    """Positions the model was made for; None when unlimited or not known yet."""
+    if model.path is not None and is_placeholder(model.path):
+        return None
+    return getattr(model_config(model), "max_position_embeddings", None)
+
+
+def context_suffices(model: ModelSettings, tokens: int, key: str) -> None:
+    """The model's context holds sequences of `tokens` tokens, which the settings `key` allow."""
+    context = context_length(model)
+    if context is not None and tokens > context:
+        raise UserError(
+            f"`{key}` allows sequences of {tokens} tokens, and a prompt longer than the context of "
+            f"{model.path or 'the shape'}, {context} tokens, cannot be read. Lower it."
+        )
+
+
+def head_size_served_on_cpu(model: ModelSettings) -> str | None:
+    """vLLM on CPU has an attention kernel for the model's head size."""
+    if model.path is not None and is_placeholder(model.path):
+        return None
+    config = model_config(model)
+    heads = getattr(config, "num_attention_heads", None)
+    size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
+    if size is not None and size not in CPU_HEAD_SIZES:
+        raise UserError(
+            f"vLLM cannot generate with {model.path or 'this shape'} on CPU: its attention heads have {size} elements "
+            f"(head_dim), and vLLM's CPU attention serves {', '.join(map(str, CPU_HEAD_SIZES))}. Take a model with one "
+            "of these, or a GPU."
+        )
+    return f"head size {size} is served by vLLM on CPU" if size else None
+
+
+def heads_divide(model: ModelSettings, tensor_parallel: int) -> None:
+    """vLLM gives every one of its GPUs the same number of attention heads."""
+    # One divides them all, and to read the config imports transformers, which takes seconds.
+    if tensor_parallel == 1 or (model.path is not None and is_placeholder(model.path)):
+        return
+    heads = getattr(model_config(model), "num_attention_heads", None)
+    if heads is not None and heads % tensor_parallel:
+        divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise UserError(
+            f"`cluster.rollout.tensor_parallel` is {tensor_parallel}, and {model.path or 'this shape'} has {heads} "
+            f"attention heads, which it does not divide. Give one of {divisors}."
+        )
+
+
+def tokenizer_sound(folder: str, template: str | None, model: ModelSettings) -> str:
+    """One BOS, the end token inside the loss mask, pad apart from it, and a chat that survives the round trip."""
+    from quadriga.data.tokens.chat import ChatEncoder, set_chat_template
+    from quadriga.data.tokens.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    set_chat_template(tokenizer, template)
+    encoder = ChatEncoder(tokenizer)
+    try:
+        rendered = encoder.render(CHAT)
+        prompt = encoder.encode_prompts([encoder.render_prompt(CHAT[:1])])[0]
+    except ValueError as error:
+        raise UserError(f"The chat template of {folder} cannot render a plain chat: {error}.") from None
+    ids, mask = encoder.encode([rendered])[0]
+    if tokenizer.bos_token_id not in (None, tokenizer.eos_token_id) and ids.count(tokenizer.bos_token_id) > 1:
+        raise UserError(f"The chat template of {folder} writes {tokenizer.bos_token!r} more than once in a chat.")
+    ends = [learnt for token, learnt in zip(ids, mask, strict=True) if token == tokenizer.eos_token_id]
+    if sum(ends) != 2:
+        raise UserError(
+            f"Of the 2 answers in a test chat, {sum(ends)} have {tokenizer.eos_token!r} inside the loss mask with the "
+            f"chat template of {folder}: the model would not learn to stop."
+        )
+    if ids[: len(prompt)] != prompt:
+        raise UserError(f"With the chat template of {folder} the tokens of a prompt change when an answer follows.")
+    text = tokenizer.decode(ids)
+    if not all(message["content"] in text for message in CHAT):
+        raise UserError(f"The tokenizer in {folder} does not give a chat back as it was: {text!r}.")
+    embeddings = model_config(model).vocab_size
+    if model.path is not None and len(tokenizer) > embeddings:  # fresh weights take the tokenizer's size
+        raise UserError(
+            f"The tokenizer in {folder} has {len(tokenizer)} tokens, but the model only {embeddings} embeddings. "
+            "Resize the model's embeddings, or take its own tokenizer."
+        )
+    return f"tokenizer {folder}: {len(tokenizer)} tokens, one BOS, end token learnt, pad apart from it"
+
+
+def made_later(data: DataSettings) -> bool:
+    """True of rows that an earlier stage of the pipeline has yet to make."""
+    return any(is_placeholder(source.path or "") for source in [*data.train, *data.heldout])
+
+
+def data_loads(stage: Any, folder: str) -> str:
+    """The first rows of every source become tokens."""
+    from quadriga.data.loading import datasets
+    from quadriga.data.tokens.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    if isinstance(stage, GeneratingStage):
+        prompts = datasets.load_prompts(few_rows(stage.prompts), tokenizer, stage.seed)
+        longest = max(len(prompt.token_ids) for prompt in prompts.train)
+        return f"prompts read: {len(prompts.train)} of a sample, up to {longest} tokens"
+    rows: datasets.Split[Any]
+    if isinstance(stage, PretrainStage):
+        rows = datasets.load_documents(few_rows(stage.data), tokenizer, stage.seed)
+    elif isinstance(stage, RewardStage):
+        rows = datasets.load_rankings(few_rows(stage.data), tokenizer, stage.seed)
+        if stage.demonstrations is not None:
+            datasets.load_demonstrations(few_rows(stage.demonstrations), tokenizer, stage.seed)
+    else:
+        rows = datasets.load_demonstrations(few_rows(stage.data), tokenizer, stage.seed)
+    return f"data read: {len(rows.train)} rows of a sample, {len(rows.skipped)} left out"
+
+
+def data_reads(data: DataSettings) -> str:
+    """The first rows of every source are rows. For models whose tokenizer is not made yet."""
+    from quadriga.data.loading.readers import BadRow, read_source
+
+    rows = 0
+    for source in [*data.train, *data.heldout]:
+        before = rows
+        for row in islice(read_source(_short(source)), SAMPLE_ROWS):
+            if isinstance(row, BadRow) and data.on_bad_row == "error":
+                raise UserError(f"{row}. Mend the row, or set `on_bad_row: skip` to leave such rows out and list them.")
+            rows += 1
+        if rows == before:
+            raise UserError(f"The data set {source.path or source.builtin} is empty. Check the path.")
+    return f"data read: {rows} rows of a sample"
+
+
+def few_rows(data: DataSettings) -> DataSettings:
+    """The same sources, short and without a split: what is held out of a few rows says nothing."""
+    train, heldout = ([_short(source) for source in sources] for sources in (data.train, data.heldout))
+    return data.model_copy(update={"train": train, "heldout": heldout, "heldout_fraction": 0.0})
+
+
+def _short(source: Source) -> Source:
+    # A built-in table without `rows` stays as it is: that is an error which the reader explains.
+    rows = source.rows if source.builtin and source.rows is None else min(SAMPLE_ROWS, source.rows or SAMPLE_ROWS)
+    return source.model_copy(update={"rows": rows, "split": None})

@@ -1,0 +1,142 @@
+"""`quadriga data`: the first rows of a stage as the model will see them, tokens, template and loss mask."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from quadriga.data.loading import datasets
+from quadriga.data.records import Prompt, RankedTokens, Tokens
+from quadriga.data.settings import DataSettings, Source
+from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
+from quadriga.launch.checks.model import made_later
+from quadriga.launch.config.load import build, is_placeholder, placeholders
+from quadriga.orchestrator.settings import PipelineStage, PretrainStage, RewardStage, SftStage
+
+LEARNT, GIVEN = "green", "dim"
+
+
+class DataView:
+    """Prints the rows of stages.
+
+    rows: how many to show of each stage. scan: how many rows of each source to read.
+    """
+
+    def __init__(self, console: Console, rows: int, scan: int):
+        self.console, self.rows, self.scan = console, rows, scan
+        self.trained: PreTrainedTokenizerBase | None = None
+
+    def show(self, stage: Any) -> None:
+        """A stage, or every stage of a pipeline. Raises UserError as the loaders do."""
+        if not isinstance(stage, PipelineStage):
+            self._stage(stage, stage.name)
+            return
+        for entry in [*stage.stages, *stage.repeat]:
+            self._stage(build(entry.config, placeholders(entry)), entry.name)
+
+    def _stage(self, stage: Any, name: str) -> None:
+        self.console.rule(f"{name} ({stage.stage})", align="left")
+        data = stage.data if hasattr(stage, "data") else stage.prompts
+        if made_later(data):
+            made = next(source.path for source in [*data.train, *data.heldout] if is_placeholder(source.path or ""))
+            self.console.print(f"Rows come from {made}, an earlier stage's output.", markup=False)
+            return
+        data = self._scanned(data)
+        with self.console.status("Reading"):
+            tokenizer = self._tokenizer(stage)
+            if tokenizer is None:
+                self.console.print("The model comes from an earlier stage that has not run: no tokenizer yet.")
+                return
+            split = _load(stage, data, tokenizer)
+        for row in split.train[: self.rows]:
+            for part in _render(row, tokenizer):
+                self.console.print(part)
+        self._count(split)
+
+    def _tokenizer(self, stage: Any) -> PreTrainedTokenizerBase | None:
+        """The model's own; where pre-training makes it, one trained on the rows that are read here."""
+        model = stage.model if hasattr(stage, "model") else stage.policy
+        path = stage.tokenizer.path if isinstance(stage, PretrainStage) else model.path
+        if path is not None and not is_placeholder(path):
+            return load_tokenizer(path)
+        if isinstance(stage, PretrainStage):
+            texts = datasets.document_texts(self._scanned(stage.data), stage.seed)
+            self.trained = train_tokenizer(texts, stage.tokenizer.vocab_size)
+            self.console.print(f"A tokenizer of {len(self.trained)} tokens, trained on {len(texts)} rows to show them:")
+        return self.trained
+
+    def _scanned(self, data: DataSettings) -> DataSettings:
+        def cut(source: Source) -> Source:
+            if source.builtin and source.rows is None:
+                return source  # an error that the reader explains
+            return source.model_copy(update={"rows": min(self.scan, source.rows or self.scan)})
+
+        train, heldout = ([cut(source) for source in sources] for sources in (data.train, data.heldout))
+        return data.model_copy(update={"train": train, "heldout": heldout})
+
+    def _count(self, split: Any) -> None:
+        lengths = [length for row in split.train for length in _lengths(row)]
+        text = f"{len(split.train)} training rows read, {len(split.heldout)} held out, {len(split.skipped)} left out; "
+        text += f"{sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths)} at most"
+        masks = [row.loss_mask for row in split.train if isinstance(row, Tokens)]
+        if masks:
+            text += f"; loss on {sum(map(sum, masks)) / sum(map(len, masks)):.0%} of them"
+        self.console.print(text + ".", highlight=False)
+        for bad in split.skipped[:3]:
+            self.console.print(f"left out: {bad}", style="yellow", markup=False)
+
+
+def _load(stage: Any, data: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Any:
+    if isinstance(stage, PretrainStage):
+        return datasets.load_documents(data, tokenizer, stage.seed)
+    if isinstance(stage, SftStage):
+        return datasets.load_demonstrations(data, tokenizer, stage.seed)
+    if isinstance(stage, RewardStage):
+        return datasets.load_rankings(data, tokenizer, stage.seed)
+    return datasets.load_prompts(data, tokenizer, stage.seed)
+
+
+def _lengths(row: Any) -> list[int]:
+    return [len(ids) for ids in row.sequences] if isinstance(row, RankedTokens) else [len(row.token_ids)]
+
+
+def _render(row: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text | Table]:
+    """A row as coloured text; a training row as a table of its tokens too."""
+    if isinstance(row, Prompt):
+        yield Text.assemble((f"prompt {row.id}: ", "bold"), _text(row.token_ids, [0] * len(row.token_ids), tokenizer))
+    elif isinstance(row, RankedTokens):
+        yield Text(f"ranking {row.id}", "bold")
+        for rank, ids in sorted(zip(row.ranks, row.sequences, strict=True)):
+            answer = [int(position >= row.prompt_length) for position in range(len(ids))]
+            yield Text.assemble((f"  {rank + 1}. ", "bold"), _text(ids, answer, tokenizer))
+    else:
+        yield _text(row.token_ids, row.loss_mask, tokenizer)
+        yield _table(row, tokenizer)
+
+
+def _text(ids: list[int], mask: list[int], tokenizer: PreTrainedTokenizerBase) -> Text:
+    """What is learnt (of rankings and prompts: what is an answer) in colour, the rest dim; decoded run by run."""
+    text, start = Text(), 0
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or mask[end] != mask[start]:
+            text.append(tokenizer.decode(ids[start:end]), LEARNT if mask[start] else GIVEN)
+            start = end
+    return text
+
+
+def _table(row: Tokens, tokenizer: PreTrainedTokenizerBase) -> Table:
+    """The tokens at both ends and wherever the loss mask changes: that is where mistakes are made."""
+    mask, end = row.loss_mask, len(row.token_ids)
+    changes = [position for position in range(1, end) if mask[position] != mask[position - 1]]
+    shown = sorted({at for edge in [0, *changes, end] for at in range(max(0, edge - 5), min(end, edge + 5))})
+    table = Table("position", "id", "token", "loss", box=None, padding=(0, 1))
+    for before, position in zip([-1, *shown], shown, strict=False):
+        if position != before + 1:
+            table.add_row("...")
+        token, style = row.token_ids[position], LEARNT if mask[position] else GIVEN
+        word = tokenizer.decode([token]) or tokenizer.convert_ids_to_tokens(token)
+        table.add_row(str(position), str(token), Text(repr(word), style), Text(str(mask[position]), style))
+    return table

@@ -1,0 +1,118 @@
+"""Pydantic's errors as sentences that name the key, the file and line, and what would be right."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from quadriga.launch.config.document import Document, KeyPath, dotted
+
+Stages = dict[str, type[BaseModel]]
+"""`stage:` value -> its settings class."""
+
+_SHOWN = 5
+
+
+def explain(error: ValidationError, document: Document, stages: Stages, prefix: KeyPath = ()) -> str:
+    """One paragraph for all errors of a stage that stands at `prefix` in the document."""
+    # A mistyped key comes before the key that is missing because of it.
+    details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+    return summary([_sentence(detail, document, stages, prefix) for detail in details])
+
+
+def summary(sentences: Sequence[str]) -> str:
+    """One sentence as it is; several numbered, in one paragraph."""
+    if len(sentences) == 1:
+        return sentences[0]
+    numbered = [f"({number}) {sentence}" for number, sentence in enumerate(sentences[:_SHOWN], 1)]
+    more = [f"... and {len(sentences) - _SHOWN} more."] if len(sentences) > _SHOWN else []
+    return " ".join([f"{len(sentences)} problems:", *numbered, *more])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean `x`?`, or the known names when none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else f"; known are {', '.join(f'`{item}`' for item in known)}."
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes inside a type annotation such as `list[Source] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in models_in(argument)]
+
+
+def annotation_at(model: type[BaseModel], path: Sequence[Any]) -> Any:
+    """The annotation of the field at a key path; None where the schema has no such field. List indices are skipped."""
+    models, annotation = [model], None
+    for key in path:
+        if isinstance(key, int):
+            continue
+        annotation = next((each.model_fields[key].annotation for each in models if key in each.model_fields), None)
+        models = models_in(annotation)
+    return annotation
+
+
+def _sentence(detail: ErrorDetails, document: Document, stages: Stages, prefix: KeyPath) -> str:
+    loc, kind = tuple(detail["loc"]), detail["type"]
+    if kind.startswith("union_tag"):
+        return _stage_sentence(document, stages, prefix)
+    stage, loc = stages[str(loc[0])], _in_schema(stages[str(loc[0])], loc[1:])
+    key, place = dotted(loc), document.place(prefix + loc)
+    where = f" ({place})" if place else ""
+    if kind == "extra_forbidden":
+        return f"`{key}` is not a setting{where}{_suggestion(stage, loc)}"
+    if kind == "missing":
+        return f"`{key}` is missing{where}."
+    context = detail.get("ctx", {})
+    if kind == "value_error":
+        subject = f"`{key}`" if loc else "This config"
+        return f"{subject} is not right{where}: {context['error']}."
+    message, given = detail["msg"].removeprefix("Input "), repr(detail["input"])
+    given = given if len(given) < 60 else f"{given[:56]} ..."
+    return f"`{key}` is {given}{where}: {message[0].lower()}{message[1:]}."
+
+
+def _stage_sentence(document: Document, stages: Stages, prefix: KeyPath) -> str:
+    value, place = document.get((*prefix, "stage")), document.place((*prefix, "stage"))
+    names = ", ".join(f"`{name}`" for name in stages)
+    if value is None:
+        return f"`stage` is missing ({place}): it says what the config does, one of {names}."
+    return f"`stage: {value}` ({place}) is no stage{nearest(str(value), stages)}"
+
+
+def _in_schema(model: type[BaseModel], loc: Sequence[Any]) -> KeyPath:
+    """Without the parts that pydantic adds for members of unions."""
+    kept: list[Any] = []
+    for position, part in enumerate(loc):
+        last = position == len(loc) - 1
+        known = isinstance(part, int) or annotation_at(model, [*kept, part]) is not None
+        inside_dict = bool(kept) and not models_in(annotation_at(model, kept))
+        if known or (last and not inside_dict):
+            kept.append(part)
+    return tuple(kept)
+
+
+def _suggestion(stage: type[BaseModel], loc: KeyPath) -> str:
+    """A near name beside the wrong one, else the same name elsewhere in the stage."""
+    name, parent = str(loc[-1]), loc[:-1]
+    models = models_in(annotation_at(stage, parent)) if any(isinstance(key, str) for key in parent) else [stage]
+    beside = [field for model in models for field in model.model_fields]
+    if difflib.get_close_matches(name, beside, n=1, cutoff=0.8):
+        return nearest(name, beside)
+    elsewhere = [path for path in _paths(stage) if path.rpartition(".")[2] == name]
+    if elsewhere:
+        return f"; did you mean `{min(elsewhere, key=lambda path: path.count('.'))}`?"
+    return nearest(name, beside)
+
+
+def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        found.append(prefix + name)
+        for inner in models_in(field.annotation):
+            found += _paths(inner, f"{prefix}{name}.")
+    return found

@@ -1,0 +1,253 @@
+"""From a YAML file and command-line overrides to one validated stage: composing, loading, explaining errors."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from quadriga.data.errors import UserError
+from quadriga.data.rundir import without_secrets
+from quadriga.launch.config.document import Document, KeyPath, dotted, read_value, read_yaml
+from quadriga.launch.config.error_messages import annotation_at, explain, nearest, summary
+from quadriga.launch.config.unused_settings import without_effect
+from quadriga.orchestrator.settings import PipelineStage, Stage, StageEntry
+
+PRESETS = Path(__file__).resolve().parents[2] / "configs"
+"""The YAML files that travel with the package."""
+
+STAGES: dict[str, type[BaseModel]] = {
+    get_args(model.model_fields["stage"].annotation)[0]: model for model in get_args(get_args(Stage)[0])
+}
+"""`stage:` value -> settings class."""
+
+SECTIONS = ("model", "policy", "reference", "critic", "cluster")
+"""Sections that may be a name: a YAML file (beside the config, or a preset such as `models/pocket`)."""
+
+SHARED = ("cluster", "tracking", "seed")
+"""Keys of a pipeline that are the defaults of its stages."""
+
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(Stage)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+    """Load a stage or a pipeline, with includes, `key.path=value` overrides and defaults.
+
+    Every stage of a pipeline is validated too, its inputs standing in as placeholders, and comes back complete in
+    `StageEntry.config`. Raises UserError, one paragraph with file and line, for anything wrong.
+    """
+    document = load_document(path, overrides)
+    stage = _validate(document)
+    if isinstance(stage, PipelineStage):
+        _check_entries(document, stage)
+    return stage
+
+
+def build(raw: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> Any:
+    """A validated stage from an entry's raw config and its inputs (`key.path` -> value). Raises UserError."""
+    document = Document({**raw}).part(())
+    for key, value in (inputs or {}).items():
+        document.assign(_parse_path(key, document), value, "an input of the pipeline")
+    return _validate(document)
+
+
+def resolved(stage: BaseModel) -> dict[str, Any]:
+    """The whole config, defaults included, as plain data. It holds no secret: loading refuses them."""
+    return stage.model_dump(mode="json")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a config file, for editors."""
+    schema = _ADAPTER.json_schema()
+    for name, definition in schema["$defs"].items():
+        for key in SECTIONS if name.endswith("Stage") else ("config",) if name == "StageEntry" else ():
+            if key in definition.get("properties", {}):
+                field = definition["properties"][key]
+                text = {"type": "string", "description": "A YAML file, or the name of a preset."}
+                kept = {part: field.pop(part) for part in ("default", "description") if part in field}
+                definition["properties"][key] = {"anyOf": [text, field], **kept}
+    return schema
+
+
+def load_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
+    """The composed config before validation: includes, a pipeline's stage files, shared keys, overrides."""
+    document = _compose(read_yaml(Path(path)), Path(path).parent)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"`{override}` is no override: write `key.path=value`, for example `optimizer.lr=1e-4`.")
+        _override(document, key.strip(), read_value(value))
+        document = _compose(document, Path.cwd())
+    _refuse_secrets(document)
+    return document
+
+
+def entry_paths(document: Document) -> Iterator[KeyPath]:
+    """Where a pipeline's stages stand: `("stages", 0)`, ... `("repeat", 0)`, ..."""
+    for part in ("stages", "repeat"):
+        entries = document.get((part,))
+        for index, entry in enumerate(entries if isinstance(entries, list) else []):
+            if isinstance(entry, dict):
+                yield (part, index)
+
+
+def placeholders(entry: StageEntry) -> dict[str, Any]:
+    """Inputs that stand for outputs which do not exist yet: `key.path` -> `<stage.output>`."""
+    inputs: dict[str, Any] = {}
+    for key, source in entry.inputs.items():
+        value = f"<{source if isinstance(source, str) else ' or '.join(source)}>"
+        inputs[key] = [value] if _takes_list(entry, key) else value
+    return inputs
+
+
+def is_placeholder(path: str) -> bool:
+    """True of a path that only an earlier stage of the pipeline will make."""
+    return path.startswith("<") and path.endswith(">")
+
+
+def _compose(document: Document, base: Path) -> Document:
+    """Expand what is still a name. Composing twice changes nothing."""
+    _expand_sections(document, (), base)
+    if document.get(("stage",)) != "pipeline":
+        return document
+    for entry in entry_paths(document):
+        config = document.get((*entry, "config"))
+        if isinstance(config, str):
+            file = _find(config, base, (*entry, "config"), document)
+            document.graft((*entry, "config"), _compose(read_yaml(file), file.parent))
+        elif isinstance(config, dict):
+            _expand_sections(document, (*entry, "config"), base)
+        else:
+            continue
+        defaults = Document({key: document.tree[key] for key in SHARED if key in document.tree})
+        defaults.places = {below: place for below, place in document.places.items() if below and below[0] in SHARED}
+        defaults.tree["name"] = document.get((*entry, "name")) or dotted(entry)
+        document.fill((*entry, "config"), defaults)
+    return document
+
+
+def _expand_sections(document: Document, at: KeyPath, base: Path) -> None:
+    for key in SECTIONS:
+        path = (*at, key)
+        name = document.get(path)
+        if isinstance(name, str):
+            file = _find(name, base, path, document)
+            if file.is_dir():
+                document.assign(path, {"path": str(file)}, document.place(path))
+            else:
+                document.graft(path, read_yaml(file))
+
+
+def _find(name: str, base: Path, key: KeyPath, document: Document) -> Path:
+    """A file (or model folder) by a name in a config: beside the config first, then among the presets."""
+    for folder in (base, PRESETS):
+        for candidate in (folder / name, folder / f"{name}.yaml"):
+            if candidate.is_file() or (candidate.is_dir() and (candidate / "config.json").is_file()):
+                return candidate
+    presets = {str(preset.relative_to(PRESETS).with_suffix("")) for preset in PRESETS.glob("*/*.yaml")}
+    group = name.split("/")[0] if "/" in name else ("clusters" if key[-1] == "cluster" else "models")
+    near = {preset for preset in presets if preset.startswith(f"{group}/")} or presets
+    raise UserError(
+        f"`{dotted(key)}: {name}` ({document.place(key)}) names neither a file beside that config "
+        f"({(base / name).resolve()}) nor a preset{nearest(name, near)}"
+    )
+
+
+def _parse_path(key: str, document: Document) -> KeyPath:
+    """`stages.0.config.seed` or, of a list whose items have names, `stages.sft.config.seed`."""
+    path: KeyPath = ()
+    for part in key.split("."):
+        parent = document.get(path)
+        if isinstance(parent, list):
+            names = [item.get("name") if isinstance(item, dict) else None for item in parent]
+            if part.isdecimal():
+                path = (*path, int(part))
+            elif part in names:
+                path = (*path, names.index(part))
+            else:
+                raise UserError(
+                    f"`{key}` cannot be set: `{dotted(path)}` is a list of {len(parent)} items"
+                    + (nearest(part, [name for name in names if name]) if any(names) else "; give an index from 0.")
+                )
+        else:
+            path = (*path, part)
+    return path
+
+
+def _override(document: Document, key: str, value: Any) -> None:
+    path = _parse_path(key, document)
+    document.assign(path, value, "the command line")
+    if document.get(("stage",)) == "pipeline" and path[0] in SHARED:
+        # Said for the whole pipeline, so it also wins over what a stage's own file says.
+        for entry in entry_paths(document):
+            if isinstance(document.get((*entry, "config")), dict):
+                document.assign((*entry, "config", *path), value, "the command line")
+
+
+def _validate(document: Document, at: KeyPath = ()) -> Any:
+    try:
+        stage = _ADAPTER.validate_python(document.get(at))
+    except ValidationError as error:
+        raise UserError(explain(error, document, STAGES, at)) from None
+    idle = [
+        f"`{dotted(path)}` ({document.place(at + path)}) would have no effect: {reason}."
+        for path, reason in without_effect(stage)
+    ]
+    if idle:
+        raise UserError(summary(idle))
+    return stage
+
+
+def _check_entries(document: Document, pipeline: PipelineStage) -> None:
+    """Every stage's config is right, and every input names a stage that has run by then."""
+    names = [entry.name for entry in [*pipeline.stages, *pipeline.repeat]]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"Two stages of the pipeline are named `{name}`: names tell their outputs apart.")
+    for path in entry_paths(document):
+        entry = getattr(pipeline, str(path[0]))[path[1]]
+        before = names[: names.index(entry.name)]
+        # A repeated stage may also read what it, or one after it, made in the round before; not all of its inputs may.
+        known = before if path[0] == "stages" else names
+        filled = document.part(())
+        for key, source in entry.inputs.items():
+            made_by = [output.partition(".")[0] for output in ([source] if isinstance(source, str) else source)]
+            where = f"`{dotted((*path, 'inputs', key))}` ({document.place((*path, 'inputs', key))})"
+            for name in made_by:
+                if name not in known:
+                    near = nearest(name, known) if known else "."
+                    raise UserError(f"{where}: `{name}` is no stage before `{entry.name}`{near}")
+            if not set(made_by) & set(before) and not _takes_list(entry, key):
+                raise UserError(
+                    f"{where}: in the first round nothing has made {source} yet. Name an earlier stage's output after "
+                    f"it: [{source}, ...]."
+                )
+        for key, value in placeholders(entry).items():
+            target = (*path, "config", *_parse_path(key, Document(entry.config)))
+            filled.assign(target, value, document.place((*path, "inputs", key)))
+        _validate(filled, (*path, "config"))
+
+
+def _takes_list(entry: StageEntry, key: str) -> bool:
+    stage = STAGES.get(str(entry.config.get("stage")))
+    return stage is not None and get_origin(annotation_at(stage, key.split("."))) is list
+
+
+def _refuse_secrets(document: Document) -> None:
+    path = _first_difference(document.tree, without_secrets(document.tree))
+    if path is not None:
+        raise UserError(
+            f"`{dotted(path)}` ({document.place(path)}) holds a secret: secrets come from the environment only (for "
+            "example WANDB_API_KEY), because configs are saved with every run."
+        )
+
+
+def _first_difference(value: Any, other: Any, path: KeyPath = ()) -> KeyPath | None:
+    if isinstance(value, dict):
+        missing = [(*path, key) for key in value if key not in other]
+        below = (_first_difference(value[key], other[key], (*path, key)) for key in value if key in other)
+        return missing[0] if missing else next((found for found in below if found), None)
+    if isinstance(value, list):
+        below = (_first_difference(item, other[index], (*path, index)) for index, item in enumerate(value))
+        return next((found for found in below if found), None)
+    return path if value != other else None

@@ -1,0 +1,1 @@
+"""Ray jobs: what a job brings along, its submission, logs, stop and scale."""

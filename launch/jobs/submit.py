@@ -1,0 +1,112 @@
+"""Sending a run to a Ray cluster as a job that needs nothing there but Quadriga's dependencies."""
+
+import os
+import shlex
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quadriga.data.errors import UserError
+from quadriga.data.rundir import names_secret, without_secrets
+from quadriga.launch.config.load import load_config
+from quadriga.launch.jobs import package as staging
+from quadriga.launch.jobs.client import ENDED, RUN, RUN_DIR, attempts, next_id
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What a run gets beside its config."""
+
+    working_dir: Path | None = None
+    """The user's own modules; the run starts in a copy of this folder."""
+    shared: Sequence[Path] = ()
+    """Folders that the nodes see too: what the config names there is not sent."""
+    environment: Sequence[str] = ()
+    """Variables of this machine, by name. Whoever reaches the cluster can read their values."""
+    secrets: Sequence[str] = ()
+    """Variables that must be there on the node where the driver starts; only their names leave this machine."""
+    secrets_file: Path | None = None
+    """On the nodes: `NAME=value` lines in which the secrets are looked for first."""
+    python: str = "python"
+    """The interpreter there that has Quadriga's dependencies."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What Ray shall reserve for the driver. With all of it zero it starts on the head."""
+
+    cpus: float = 0
+    gpus: float = 0
+    resources: dict[str, float] = field(default_factory=dict)
+
+
+def submit(
+    client: Any,
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    parcel: Parcel = Parcel(),
+    needs: Needs = Needs(),
+    allow_changed: Sequence[str] = (),
+) -> str:
+    """Start the run of a config as a job and return its submission id, `<name>-<n>`. It does not depend on us then.
+
+    client: from `jobs.connect`. allow_changed: as for `quadriga run`. A run of that name goes on from its directory.
+    Raises UserError when the config cannot run there, or when a job of that name is running.
+    """
+    stage = load_config(config, overrides)
+    if stage.run_dir is None or not Path(stage.run_dir).is_absolute():
+        raise UserError(
+            f"`run_dir` is {stage.run_dir or 'not set'}: a job has no folder of its own that lasts. Give an absolute "
+            "path on storage that every node sees, for example run_dir=/shared/runs/" + stage.name
+        )
+    variables = environment(parcel.environment)
+    if parcel.secrets_file is not None and not parcel.secrets:
+        raise UserError("--secrets-file is read for what --secret names: give at least one --secret NAME.")
+    running = [job for job in attempts(client, stage.name) if job.status not in ENDED]
+    if running:
+        raise UserError(
+            f"The run `{stage.name}` is {running[-1].status.value.lower()} as job {running[-1].submission_id}: stop it "
+            f"with `quadriga stop {stage.name}`, or set another `name`."
+        )
+    with tempfile.TemporaryDirectory(prefix="quadriga-job-") as folder:
+        staged = staging.stage_job(stage, Path(folder), parcel.working_dir, parcel.shared)
+        return str(
+            client.submit_job(
+                entrypoint=_command(stage.run_dir, parcel, allow_changed),
+                submission_id=next_id(client, stage.name),
+                runtime_env={
+                    "working_dir": staged.working_dir,
+                    "py_modules": staged.py_modules,
+                    "env_vars": variables,
+                },
+                metadata={RUN: stage.name, RUN_DIR: stage.run_dir},
+                entrypoint_num_cpus=needs.cpus,
+                entrypoint_num_gpus=needs.gpus,
+                entrypoint_resources=needs.resources,
+            )
+        )
+
+
+def environment(names: Sequence[str]) -> dict[str, str]:
+    """The variables of this process by name. Raises UserError for one that is not set, or is a secret."""
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        raise UserError(f"--env takes names of variables that are set here; {', '.join(missing)} is not.")
+    values = {name: os.environ[name] for name in names}
+    for name, value in values.items():
+        if names_secret(name) or without_secrets(value) != value:
+            raise UserError(
+                f"{name} holds a secret, and whoever reaches the cluster can read a job's variables. Say --secret "
+                f"{name} instead: it is then read on the node, from its environment or from --secrets-file."
+            )
+    return values
+
+
+def _command(run_dir: str, parcel: Parcel, allow_changed: Sequence[str]) -> str:
+    words = [parcel.python, "-m", "quadriga.launch.job_main", run_dir]
+    words += [f"--allow-changed={key}" for key in allow_changed]
+    words += [f"--secret={name}" for name in parcel.secrets]
+    words += [f"--secrets-file={parcel.secrets_file}"] if parcel.secrets_file else []
+    return shlex.join(words)

@@ -1,0 +1,263 @@
+"""What runs on a host before Quadriga is there: looks around, starts and ends Ray. Standard library only.
+
+`launch/ssh/hosts.py` sends this file over ssh's standard input, then one order a call as a line of JSON, so that
+nothing of it shows in a command line; the answer is a line of JSON. Ray's processes are known by a variable of their
+environment, which every process below them has too: what ends here is what was started here, and nothing else.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+MARK = "QUADRIGA_LAUNCH"
+STARTED = "Ray runtime started."
+
+
+def look(order: dict[str, Any]) -> dict[str, Any]:
+    """Facts of this host. order: packages, ports (that Ray will want), folder (of the run)."""
+    packages: dict[str, str | None] = {}
+    for name in order["packages"]:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "address": os.environ.get("SSH_CONNECTION", "? ? 127.0.0.1 ?").split()[2],
+        "python": list(sys.version_info[:3]),
+        "packages": packages,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": gpus(),
+        "disk": shutil.disk_usage(existing(order["folder"])).free,
+        "shm": shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0,
+        "clock": time.time(),
+        "taken": [port for port in order["ports"] if not free(port)],
+    }
+
+
+def gpus() -> list[int]:
+    """Memory of each GPU, in bytes."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return [int(line) << 20 for line in done.stdout.split() if line.isdigit()]
+
+
+def existing(folder: str) -> str:
+    """The folder, or the nearest one above that exists."""
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder) or "/"
+    return folder
+
+
+def free(port: int) -> bool:
+    """Whether a server could listen here."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def meet(order: dict[str, Any]) -> None:
+    """Which ports of the other hosts cannot be reached: [[host, port]]. Listens until standard input ends.
+
+    order: listen (ports), others ([[host, address, ports]]), seconds (how long to try).
+    """
+    for port in order["listen"]:
+        server = socket.create_server(("", port), backlog=256)
+        threading.Thread(target=accept, args=(server,), daemon=True).start()
+    failed: list[list[Any]] = []
+    deadline = time.monotonic() + order["seconds"]
+
+    def reach(host: str, address: str, port: int) -> None:
+        while True:
+            try:
+                socket.create_connection((address, port), timeout=2).close()
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    failed.append([host, port])
+                    return
+                time.sleep(0.2)
+
+    calls = [(host, address, port) for host, address, ports in order["others"] for port in ports]
+    threads = [threading.Thread(target=reach, args=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    answer(sorted(failed))
+    sys.stdin.read()
+
+
+def accept(server: socket.socket) -> None:
+    """Take connections and end them."""
+    while True:
+        server.accept()[0].close()
+
+
+def share(order: dict[str, Any]) -> str | None:
+    """Write a file of our own into the run's folder. order: folder, name."""
+    try:
+        os.makedirs(order["folder"], exist_ok=True)
+        with open(os.path.join(order["folder"], order["name"]), "w") as file:
+            file.write(order["name"])
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def seen(order: dict[str, Any]) -> list[str]:
+    """Which of the files that the hosts wrote are here. order: folder, names."""
+    return [name for name in order["names"] if os.path.isfile(os.path.join(order["folder"], name))]
+
+
+def clean(order: dict[str, Any]) -> None:
+    """Remove our file. order: folder, name."""
+    with contextlib.suppress(OSError):
+        os.remove(os.path.join(order["folder"], order["name"]))
+
+
+def up(order: dict[str, Any]) -> str | None:
+    """Start Ray and wait until it runs. Returns None, or why it does not.
+
+    order: mark, state (a folder for our files), files (name -> text, readable by the owner only), temporary (Ray's own
+    folder), command, environment (`{state}` in it is the folder), seconds.
+    """
+    state = os.path.expanduser(order["state"])
+    os.makedirs(state, mode=0o700, exist_ok=True)
+    for name, text in order["files"].items():
+        private = os.path.join(state, name)
+        with open(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+    log = os.path.join(state, "ray.log")
+    environment = {name: value.replace("{state}", state) for name, value in order["environment"].items()}
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            order["command"],
+            env={**os.environ, **environment, MARK: order["mark"]},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + order["seconds"]
+    while True:
+        with open(log, errors="replace") as file:
+            said = file.read()
+        if STARTED in said:
+            return None
+        if process.poll() is not None or time.monotonic() > deadline:
+            down(order)
+            how = "did not start in time" if process.returncode is None else f"ended with {process.returncode}"
+            return f"ray start {how}: " + " ".join(said.split()[-60:])
+        time.sleep(0.1)
+
+
+def down(order: dict[str, Any]) -> int:
+    """End the processes of an order, gently first, and remove our files. Returns how many there were."""
+    ended = set[int]()
+    # Some of Ray's own take no SIGTERM once there was an actor; the others need about two seconds.
+    for number, seconds in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 10.0)):
+        ended |= set(running(order))
+        for pid in filter(alive, ended):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + seconds
+        while any(map(alive, ended)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    for folder in (order["state"], order["temporary"]):
+        shutil.rmtree(os.path.expanduser(folder), ignore_errors=True)
+    return len(ended)
+
+
+def found(order: dict[str, Any]) -> dict[str, Any]:
+    """What is up already: how many processes of the mark, our folder, and the token they were started with."""
+    state = os.path.expanduser(order["state"])
+    token = None
+    with contextlib.suppress(OSError), open(os.path.join(state, "token")) as file:
+        token = file.read()
+    return {"processes": len(running(order)), "state": state, "token": token}
+
+
+def running(order: dict[str, Any]) -> list[int]:
+    """The processes that bear an order's mark, Ray's with a file of its folder open, and all that stem from these.
+
+    The mark alone does not do: Ray's workers change their title, which may overwrite their environment.
+    """
+    mark, folder = f"{MARK}={order['mark']}".encode(), order["temporary"] + "/"
+    parents: dict[int, int] = {}
+    ours = set[int]()
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            parents[pid] = status(pid)[1]
+            if mark in content(pid, "environ").split(b"\0") or (
+                content(pid, "cmdline").startswith(b"ray::") and any(name.startswith(folder) for name in opened(pid))
+            ):
+                ours.add(pid)
+        except OSError:  # it has ended, or is another user's
+            continue
+    while stem := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= stem
+    return [pid for pid in sorted(ours) if alive(pid) and pid != os.getpid()]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; not one that has ended and waits for its parent."""
+    try:
+        return status(pid)[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def status(pid: int) -> tuple[str, int]:
+    """State and parent of a process."""
+    state, parent = content(pid, "stat").rpartition(b")")[2].split()[:2]
+    return state.decode(), int(parent)
+
+
+def content(pid: int, name: str) -> bytes:
+    """A file of /proc/PID."""
+    with open(f"/proc/{pid}/{name}", "rb") as file:
+        return file.read()
+
+
+def opened(pid: int) -> list[str]:
+    """Names of the files that a process has open."""
+    names = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            names.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return names
+
+
+def answer(value: Any) -> None:
+    """One line of JSON."""
+    print(json.dumps(value), flush=True)
+
+
+def main() -> None:
+    """Do what the line of standard input says: [verb, order]."""
+    verb, order = json.loads(sys.stdin.readline())
+    if verb == "meet":
+        meet(order)
+    else:
+        verbs = {function.__name__: function for function in (look, share, seen, clean, up, down, found)}
+        answer(verbs[verb](order))
+
+
+if __name__ == "__main__":
+    main()
