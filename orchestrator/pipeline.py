@@ -7,8 +7,8 @@ from typing import Any
 
 from quadriga.data.errors import UserError
 from quadriga.data.rundir import RunDir
+from quadriga.orchestrator.attempt import INTERRUPTED, noted, run_stage, versions
 from quadriga.orchestrator.cluster.processes import connected
-from quadriga.orchestrator.run import INTERRUPTED, noted, run_stage, versions
 from quadriga.orchestrator.settings import PipelineStage, StageEntry
 
 OUTPUTS = {

@@ -1,14 +1,16 @@
-"""The commands that bring clusters up and down: launch, down, hosts."""
+"""The commands that bring a run to a cluster: launch, submit, down."""
 
+import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from quadriga.data.errors import UserError
-from quadriga.launch.cli.options import Config, Overrides, Shared, WorkingDir
+from quadriga.launch.cli.jobs import follow_job
+from quadriga.launch.cli.options import Address, Config, Overrides, Shared, WorkingDir, load_with_hosts
 
 
 def launch(
@@ -65,9 +67,62 @@ def launch(
     elif dry_run:
         out.print(shlex.join(["quadriga", "run", str(config), *(overrides or [])]), highlight=False, markup=False)
     else:
-        from quadriga.launch.cli.app import run
+        from quadriga.launch.cli.train import run
 
         run(config, overrides)
+
+
+def submit(
+    config: Config,
+    overrides: Overrides = None,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option(help="Show the run's log until it ends.")] = True,
+    working_dir: WorkingDir = None,
+    shared: Shared = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Give the run this variable of yours; no secrets. May be given again."),
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A variable that must be set on the node. May be given again."),
+    ] = None,
+    secrets_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="On the nodes: NAME=value lines, for --secret.", show_default=False),
+    ] = None,
+    num_cpus: Annotated[float, typer.Option(min=0, help="Cores to reserve for the driver.")] = 0,
+    num_gpus: Annotated[float, typer.Option(min=0, help="GPUs to reserve for the driver; it needs none.")] = 0,
+    resources: Annotated[str, typer.Option(metavar="JSON", help="Ray resources to reserve for the driver.")] = "{}",
+    allow_changed: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Go on though this setting changed. May be given again.", show_default=False),
+    ] = None,
+) -> None:
+    """Send a run to a Ray cluster. It brings Quadriga along and goes on when this machine is switched off.
+
+    Files that the config names are sent too when they are on this machine (100 MB at most); larger ones belong on
+    storage that every node sees, as does [bold]run_dir[/bold]. Submit it again and it goes on where it stopped.
+
+    Examples:
+
+      quadriga submit my-ppo.yaml run_dir=/shared/runs/ppo --address http://head:8265
+
+      quadriga submit my-ppo.yaml --working-dir . --secret WANDB_API_KEY --secrets-file /shared/me/secrets
+
+      quadriga submit my-ppo.yaml total_steps=200 --allow-changed total_steps --no-follow
+    """
+    from quadriga.launch.jobs.client import connect
+    from quadriga.launch.jobs.submit import Needs, Parcel
+    from quadriga.launch.jobs.submit import submit as send
+
+    client = connect(address)
+    parcel = Parcel(working_dir, shared or [], env or [], secret or [], secrets_file)
+    needs = Needs(num_cpus, num_gpus, _resources(resources))
+    job = send(client, config, overrides or [], parcel, needs, allow_changed or [])
+    Console(stderr=True).print(f"Submitted as job {job}.", highlight=False, markup=False)
+    if follow:
+        raise typer.Exit(follow_job(client, job, address))
 
 
 def down(config: Config, overrides: Overrides = None) -> None:
@@ -81,32 +136,15 @@ def down(config: Config, overrides: Overrides = None) -> None:
     """
     from quadriga.launch.ssh.cluster import bring_down
 
-    stage, console = _with_hosts(config, overrides), Console(stderr=True)
+    stage, console = load_with_hosts(config, overrides), Console(stderr=True)
     with console.status("Ending Ray on the hosts"):
         ended = bring_down(stage.name, stage.cluster.ssh, console)
     console.print(f"{ended} processes were ended on {len(stage.cluster.ssh.hosts)} hosts.", highlight=False)
 
 
-def hosts(config: Config, overrides: Overrides = None) -> None:
-    """Look at every host of a config: versions, GPUs, disk, clocks, ports both ways, the shared run directory.
-
-    Nothing is started. [bold]quadriga launch[/bold] does the same first.
-
-    Example:
-
-      quadriga hosts my-ppo.yaml cluster=clusters/ssh-example run_dir=/shared/runs/ppo
-    """
-    from quadriga.launch.ssh.cluster import require_sound_hosts
-
-    console = Console()
-    require_sound_hosts(_with_hosts(config, overrides), console)
-    console.print("Everything is in order.", style="green")
-
-
-def _with_hosts(config: Path, overrides: list[str] | None) -> Any:
-    from quadriga.launch.config.load import load_config
-
-    stage = load_config(config, overrides or [])
-    if stage.cluster.ssh is None:
-        raise UserError(f"{config} names no hosts: give `cluster.ssh.hosts`, or cluster=clusters/ssh-example.")
-    return stage
+def _resources(text: str) -> dict[str, float]:
+    try:
+        found = json.loads(text)
+        return {str(name): float(amount) for name, amount in found.items()}
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(f"--resources takes JSON such as '{{\"trainer\": 1}}', not {text}.") from None

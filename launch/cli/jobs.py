@@ -1,6 +1,5 @@
-"""The commands for runs on a Ray cluster, as its jobs: submit, jobs, logs, stop."""
+"""The commands for runs that are under way: jobs, logs, stop, scale."""
 
-import json
 import time
 from datetime import datetime
 from pathlib import Path
@@ -11,70 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from quadriga.data.errors import UserError
-from quadriga.launch.cli.options import Config, Overrides, Shared, WorkingDir
+from quadriga.launch.cli.options import Address
 
-Address = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        help="Dashboard of the cluster's head.",
-        show_default="RAY_API_SERVER_ADDRESS, RAY_ADDRESS or http://127.0.0.1:8265",
-    ),
-]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run on the cluster.")]
-
-
-def submit(
-    config: Config,
-    overrides: Overrides = None,
-    address: Address = None,
-    follow: Annotated[bool, typer.Option(help="Show the run's log until it ends.")] = True,
-    working_dir: WorkingDir = None,
-    shared: Shared = None,
-    env: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Give the run this variable of yours; no secrets. May be given again."),
-    ] = None,
-    secret: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A variable that must be set on the node. May be given again."),
-    ] = None,
-    secrets_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="On the nodes: NAME=value lines, for --secret.", show_default=False),
-    ] = None,
-    num_cpus: Annotated[float, typer.Option(min=0, help="Cores to reserve for the driver.")] = 0,
-    num_gpus: Annotated[float, typer.Option(min=0, help="GPUs to reserve for the driver; it needs none.")] = 0,
-    resources: Annotated[str, typer.Option(metavar="JSON", help="Ray resources to reserve for the driver.")] = "{}",
-    allow_changed: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY", help="Go on though this setting changed. May be given again.", show_default=False),
-    ] = None,
-) -> None:
-    """Send a run to a Ray cluster. It brings Quadriga along and goes on when this machine is switched off.
-
-    Files that the config names are sent too when they are on this machine (100 MB at most); larger ones belong on
-    storage that every node sees, as does [bold]run_dir[/bold]. Submit it again and it goes on where it stopped.
-
-    Examples:
-
-      quadriga submit my-ppo.yaml run_dir=/shared/runs/ppo --address http://head:8265
-
-      quadriga submit my-ppo.yaml --working-dir . --secret WANDB_API_KEY --secrets-file /shared/me/secrets
-
-      quadriga submit my-ppo.yaml total_steps=200 --allow-changed total_steps --no-follow
-    """
-    from quadriga.launch.jobs.client import connect
-    from quadriga.launch.jobs.submit import Needs, Parcel
-    from quadriga.launch.jobs.submit import submit as send
-
-    client = connect(address)
-    parcel = Parcel(working_dir, shared or [], env or [], secret or [], secrets_file)
-    needs = Needs(num_cpus, num_gpus, _resources(resources))
-    job = send(client, config, overrides or [], parcel, needs, allow_changed or [])
-    Console(stderr=True).print(f"Submitted as job {job}.", highlight=False, markup=False)
-    if follow:
-        raise typer.Exit(_follow(client, job, address))
 
 
 def jobs(address: Address = None) -> None:
@@ -115,7 +53,7 @@ def logs(
     client = connect(address)
     job = newest(client, run)
     if follow:
-        raise typer.Exit(_follow(client, job.submission_id, address))
+        raise typer.Exit(follow_job(client, job.submission_id, address))
     print(client.get_job_logs(job.submission_id), end="")
 
 
@@ -187,7 +125,8 @@ def scale(
     console.print(f"{run} has {count} rollout workers from its next step on.", markup=False)
 
 
-def _follow(client: Any, job: str, address: str | None) -> int:
+def follow_job(client: Any, job: str, address: str | None) -> int:
+    """Print the log of a job until it ends; Ctrl-C leaves it running. Returns the exit code."""
     from quadriga.launch.jobs.logs import follow
 
     try:
@@ -197,11 +136,3 @@ def _follow(client: Any, job: str, address: str | None) -> int:
         message = f"\nThe run goes on. See more of it with: {' '.join(words)}"
         Console(stderr=True).print(message, highlight=False, markup=False)
         return 130
-
-
-def _resources(text: str) -> dict[str, float]:
-    try:
-        found = json.loads(text)
-        return {str(name): float(amount) for name, amount in found.items()}
-    except (ValueError, AttributeError, TypeError):
-        raise UserError(f"--resources takes JSON such as '{{\"trainer\": 1}}', not {text}.") from None

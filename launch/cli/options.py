@@ -1,9 +1,11 @@
 """Arguments and options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from quadriga.data.errors import UserError
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a stage or a pipeline.")]
 Overrides = Annotated[
@@ -19,3 +21,21 @@ Shared = Annotated[
     list[Path] | None,
     typer.Option(metavar="FOLDER", help="A folder that the nodes see too: nothing of it is sent. May be repeated."),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Dashboard of the cluster's head.",
+        show_default="RAY_API_SERVER_ADDRESS, RAY_ADDRESS or http://127.0.0.1:8265",
+    ),
+]
+
+
+def load_with_hosts(config: Path, overrides: list[str] | None) -> Any:
+    """Load a config that must name hosts to reach by ssh. Raises UserError when it does not."""
+    from quadriga.launch.config.load import load_config
+
+    stage = load_config(config, overrides or [])
+    if stage.cluster.ssh is None:
+        raise UserError(f"{config} names no hosts: give `cluster.ssh.hosts`, or cluster=clusters/ssh-example.")
+    return stage

@@ -1,0 +1,154 @@
+"""The commands that train and answer: run, eval, chat, export."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from quadriga.data.errors import UserError
+from quadriga.launch.cli.options import Config, Overrides
+
+Kind = Literal["policy", "reward"]
+LAUNCHERS = ("ssh", "slurm", "kubernetes")
+
+
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    allow_changed: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="Go on though this setting changed. May be given again.", show_default=False),
+    ] = None,
+    restart: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Start it again up to N times if it fails or is killed.")
+    ] = 0,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A variable that must be set. May be given again.", show_default=False),
+    ] = None,
+    secrets_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="NAME=value lines that only you may read, for --secret.", show_default=False),
+    ] = None,
+) -> None:
+    """Run a stage or a pipeline; run again, it goes on where it stopped.
+
+    A run that goes on must have the settings it began with, but for what [bold]--allow-changed[/bold] names.
+
+    Examples:
+
+      quadriga run configs/assistant/pipeline.yaml
+
+      quadriga run configs/assistant/sft.yaml total_steps=50 run_dir=runs/short
+
+      quadriga run configs/assistant/pipeline.yaml stages.sft.config.optimizer.lr=1e-3
+
+      quadriga run my-ppo.yaml cluster=clusters/h100x8-8b
+
+      quadriga run my-ppo.yaml total_steps=200 --allow-changed total_steps --restart 3
+    """
+    if secret:
+        from quadriga.launch.cli.secrets import take_secrets
+
+        take_secrets(secret, secrets_file)
+    if restart:
+        from quadriga.launch.cli.restart import supervise
+
+        words = [f"--allow-changed={key}" for key in allow_changed or []]
+        raise typer.Exit(supervise([str(config), *(overrides or []), *words], restart))
+    from quadriga.launch.checks.stage import require_sound
+    from quadriga.launch.config.load import build, load_config
+
+    stage, console = load_config(config, overrides or []), Console()
+    if launcher := next((name for name in LAUNCHERS if getattr(stage.cluster, name) is not None), None):
+        raise UserError(
+            f"`cluster.{launcher}` says how a cluster is brought up, and `run` stays on this machine: say `quadriga "
+            f"launch`, or cluster.{launcher}=null."
+        )
+    from quadriga.actors.runtime.fork_server import forking
+    from quadriga.orchestrator.settings import GeneratingStage
+
+    wanted = ["rollout"] if isinstance(stage, GeneratingStage) else []
+    with forking(stage.cluster, *wanted):  # what takes long to import is imported while the config is checked
+        with console.status("Checking the config"):
+            notes = require_sound(stage)
+        for note in notes:
+            console.print(f"Note: {note}", style="yellow", markup=False)
+        from quadriga.orchestrator.run import run as run_to_the_end
+
+        raise typer.Exit(run_to_the_end(stage, build, allow_changed or []))
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint or a model folder.")],
+    against: Annotated[str | None, typer.Option(help="Another one, for the win rate.", show_default=False)] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Prompts to answer.", show_default="the run's own")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 takes the likeliest token.", show_default="the run's own")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to every prompt.")] = 1,
+    reward: Annotated[
+        str | None, typer.Option(help="The reward model to score with.", show_default="the run's own")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    to: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.", show_default=False)] = None,
+) -> None:
+    """Measure a model with the gold judge (truthful, harmless, helpful), alone or against another.
+
+    Gold and reward-model score stand side by side; the win rate comes with its 95 % interval, ties counting half.
+
+    Examples:
+
+      quadriga eval runs/assistant
+
+      quadriga eval runs/assistant --against runs/assistant/round-0/sft --rows 300
+
+      quadriga eval runs/assistant/round-1/ppo/checkpoints/step-10 --temperature 0
+    """
+    from quadriga.orchestrator.evaluation.report import evaluate_run
+
+    numbers = evaluate_run(
+        model, against, rows=rows, temperature=temperature, samples_per_prompt=samples, reward=reward, seed=seed
+    )
+    if to is not None:
+        from quadriga.data.rundir import write_json_atomic
+
+        write_json_atomic(to, numbers)
+
+
+def chat(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint or a model folder.")],
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+) -> None:
+    """Talk to a model in the terminal.
+
+    Examples:
+
+      quadriga chat runs/assistant
+
+      echo "What is the capital of Pelagia?" | quadriga chat runs/assistant --temperature 0
+    """
+    from quadriga.orchestrator.chat import chat as talk
+
+    talk(model, temperature=temperature, max_tokens=max_tokens, seed=seed)
+
+
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a pipeline or a checkpoint.")],
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
+    model: Annotated[Kind, typer.Option(help="Which of the run's models.")] = "policy",
+) -> None:
+    """Copy a run's model, tokenizer and chat template to a folder that transformers and vLLM load.
+
+    Examples:
+
+      quadriga export runs/assistant my-assistant
+
+      quadriga export runs/assistant my-judge --model reward
+    """
+    from quadriga.orchestrator.export import export_run
+
+    Console().print(f"The {model} is in {export_run(run, to, model)}", highlight=False, markup=False)
