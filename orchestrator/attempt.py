@@ -83,8 +83,10 @@ def noted(run_dir: RunDir, error: BaseException) -> BaseException:
 
 def _stage(settings: Any, run_dir: RunDir) -> Any:
     from quadriga.orchestrator.stages.ppo.trainer import Ppo
+    from quadriga.orchestrator.stages.pretrain.trainer import Pretrain
     from quadriga.orchestrator.stages.rank.trainer import Rank
-    from quadriga.orchestrator.training.supervised import Pretrain, Reward, Sft
+    from quadriga.orchestrator.stages.reward_model.trainer import Reward
+    from quadriga.orchestrator.stages.sft.trainer import Sft
 
     stages: Mapping[str, Any] = {cls.stage: cls for cls in (Pretrain, Sft, Reward, Rank, Ppo)}
     return stages[settings.stage](settings, run_dir)

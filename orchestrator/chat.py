@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from quadriga.actors.model.heads import read_config
+from quadriga.actors.model.folder import end_tokens, read_config
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
 from quadriga.data.errors import Fault
 from quadriga.data.records import Message, Prompt
@@ -18,7 +18,6 @@ from quadriga.orchestrator.cluster.processes import RolloutPlan, connected, proc
 from quadriga.orchestrator.faults.recovery import Recovery
 from quadriga.orchestrator.model_folders import find_model
 from quadriga.orchestrator.rollout.pool import RolloutPool
-from quadriga.orchestrator.stages.ppo.trainer import end_tokens
 from quadriga.orchestrator.tracking.console import make_console
 
 CONTEXT = 2048

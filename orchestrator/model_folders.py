@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from quadriga.actors.model.heads import read_config
+from quadriga.actors.model.folder import read_config
 from quadriga.actors.settings import ClusterSettings
 from quadriga.data.errors import UserError
 from quadriga.data.rundir import RunDir

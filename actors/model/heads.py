@@ -5,11 +5,10 @@ because ZeRO-3 gathers a parameter only for the forward of the module that owns 
 same token-classification model with one label; what differs is which positions are read and how they are exported.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from quadriga.actors.model.folder import read_config, stored_head
 from quadriga.data.errors import UserError
 
 Head = Literal["logprobs", "scalar"]
@@ -31,40 +30,9 @@ class ModelSpec:
     head_std: float | None = None
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """The config.json of a model folder.
-
-    Raises UserError where there is none.
-    """
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        raise UserError(f"{path} is no model: it has no config.json. Give a folder written by save_pretrained.")
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}). Is the folder complete?") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise UserError(f"{file} names no model_type, so it is no Hugging Face model.")
-    return config
-
-
-def check_reward_head(path: str | Path) -> None:
-    """Check that a folder holds a trained reward head: one score per sequence.
-
-    Raises UserError where the head is missing (the folder of a causal LM) or has several labels.
-    """
-    found = _stored_head(path)
-    if found is None:
-        raise UserError(
-            f"{path} has no trained reward head (no `score.weight` or `classifier.weight` among its weights), so its "
-            "scores would be those of a random head. Give the export of a `stage: reward` run (export/reward), or a "
-            "sequence-classification model with one label."
-        )
-    if found.shape[0] != 1:
-        raise UserError(
-            f"The head of {path} has {found.shape[0]} labels, and a reward model has one: the score. Give a "
-            "sequence-classification model that was trained with `num_labels=1`."
-        )
+def scalar_spec(path: str, seed: int, bias: float | None, head_std: float | None = None) -> ModelSpec:
+    """A critic or reward model."""
+    return ModelSpec(path, "scalar", seed=seed, bias=bias, head_std=head_std)
 
 
 def load_model(spec: ModelSpec, dtype: Any) -> Any:
@@ -125,7 +93,7 @@ def _start_scalar_head(model: Any, spec: ModelSpec, torch: Any) -> None:
     is not what the other reads. Fresh: Stiennon et al. 2020, appendix B.1, N(0, 1/(d+1)).
     """
     head = scalar_head(model)
-    stored = _stored_head(spec.path)
+    stored = stored_head(spec.path)
     with _gathered([head.weight] + ([head.bias] if head.bias is not None else [])), torch.no_grad():
         if stored is not None:
             head.weight.copy_(stored)
@@ -137,18 +105,6 @@ def _start_scalar_head(model: Any, spec: ModelSpec, torch: Any) -> None:
             head.bias.fill_(spec.bias or 0.0)
     if head.bias is not None and spec.bias is None:
         head.bias.requires_grad_(False)
-
-
-def _stored_head(path: str | Path) -> Any:
-    """The scalar head's weight [labels, hidden size] in a folder of safetensors, or None."""
-    from safetensors import safe_open
-
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in ("score.weight", "classifier.weight"):
-                if name in tensors.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                    return tensors.get_tensor(name)
-    return None
 
 
 def _gathered(parameters: list[Any]) -> Any:

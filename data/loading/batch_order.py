@@ -21,3 +21,8 @@ def batch_indices(step: int, batch_size: int, rows: int, seed: int) -> list[int]
         order = np.random.default_rng([seed % 2**64, epoch]).permutation(rows)
         picked += order[offset : offset + batch_size - len(picked)].tolist()
     return picked
+
+
+def hash_seed(*parts: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -4,7 +4,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.model.heads import check_reward_head, read_config
+from quadriga.actors.model.folder import check_reward_head, read_config
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import UserError
 from quadriga.data.settings import DataSettings, Source

@@ -114,7 +114,7 @@ def _inspect_data(stage: Any, inspection: Inspection) -> None:
     if inspection.look(model_checks.tokenizer_sound, folder, data.chat_template, model):
         inspection.look(model_checks.data_loads, stage, folder)
     if isinstance(stage, PpoStage) and stage.reward.path and not is_placeholder(stage.reward.path):
-        from quadriga.orchestrator.stages.ppo.trainer import check_same_tokenizer
+        from quadriga.actors.model.folder import check_same_tokenizer
 
         inspection.look(check_same_tokenizer, folder, stage.reward.path)
 
@@ -138,7 +138,7 @@ def _functions(stage: Any) -> Iterator[AnswerFunction]:
 
 def _possible(stage: Any) -> None:
     """Settings that contradict each other."""
-    from quadriga.orchestrator.training.trainer import model_path
+    from quadriga.actors.model.folder import model_path
 
     for name in ("model", "policy", "reference", "critic"):
         model = getattr(stage, name, None)

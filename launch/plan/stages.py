@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.model.heads import Head, read_config
+from quadriga.actors.model.folder import read_config
+from quadriga.actors.model.heads import Head
 from quadriga.actors.settings import ClusterSettings, ModelSettings, Role
 from quadriga.launch.checks import model as model_checks
 from quadriga.launch.config.load import build, is_placeholder, placeholders

@@ -86,7 +86,7 @@ def _read(settings: Any, folder: str) -> Elements:
     """Lengths of the first rows of every source."""
     from quadriga.data.loading import datasets
     from quadriga.data.tokens.tokenizer import load_tokenizer
-    from quadriga.orchestrator.training.supervised import packed_rows
+    from quadriga.orchestrator.stages.pretrain.trainer import packed_rows
 
     tokenizer = load_tokenizer(folder)
     data = model_checks.few_rows(settings.data if isinstance(settings, TrainStage) else settings.prompts)

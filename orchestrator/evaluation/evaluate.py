@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quadriga.actors.model.heads import ModelSpec, check_reward_head, read_config
+from quadriga.actors.model.folder import check_context, check_reward_head, end_tokens, read_config, reward_shift
+from quadriga.actors.model.heads import ModelSpec, scalar_spec
 from quadriga.actors.runtime.remote_calls import gather
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
 from quadriga.data.errors import Lost, UserError
@@ -18,10 +19,8 @@ from quadriga.orchestrator.rewards.base import ModelReward, judged
 from quadriga.orchestrator.rewards.function_pool import Judge
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.settings import EvaluationSettings
-from quadriga.orchestrator.stages.ppo.trainer import end_tokens, reward_shift
 from quadriga.orchestrator.tracking.console import StageProgress
 from quadriga.orchestrator.training import invariants
-from quadriga.orchestrator.training.trainer import check_context, scalar_spec
 
 if TYPE_CHECKING:
     from quadriga.data.loading.datasets import Split

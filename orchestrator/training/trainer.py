@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from quadriga.actors.model.group import ActorGroup
-from quadriga.actors.model.heads import ModelSpec, read_config
-from quadriga.actors.settings import ModelSettings, Role
-from quadriga.data.errors import Lost, UserError
+from quadriga.actors.settings import Role
+from quadriga.data.errors import Lost
 from quadriga.data.loading.readers import BadRow
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.cluster.processes import Hosting, Processes, RolloutPlan, connected, processes
@@ -300,27 +299,3 @@ def note_skipped(rows: Sequence[BadRow], run: RunDir, progress: StageProgress) -
         file = run.logs_dir / "skipped-rows.txt"
         file.write_text("".join(f"{row}\n" for row in rows))
         progress.note(f"  {len(rows)} rows were left out: {file}")
-
-
-def model_path(model: ModelSettings, key: str) -> str:
-    """The folder of a model that must exist already, absolute: actors need not share our working directory.
-
-    Raises UserError for a shape without weights, or a folder that holds no model.
-    """
-    if model.path is None:
-        raise UserError(f"`{key}.shape` has no weights; this stage starts from `{key}.path`, a trained model's folder.")
-    read_config(model.path)
-    return str(Path(model.path).absolute())
-
-
-def check_context(path: str | Path, tokens: int, key: str) -> None:
-    """Raises UserError when a model cannot read sequences of `tokens` tokens."""
-    config = read_config(path)
-    limit = config.get("max_position_embeddings", config.get("n_positions"))
-    if limit is not None and tokens > limit:
-        raise UserError(f"{key} allows sequences of {tokens} tokens, but the context of {path} is {limit}. Lower it.")
-
-
-def scalar_spec(path: str, seed: int, bias: float | None, head_std: float | None = None) -> ModelSpec:
-    """A critic or reward model."""
-    return ModelSpec(path, "scalar", seed=seed, bias=bias, head_std=head_std)

@@ -12,7 +12,7 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM
 
 from quadriga.actors.model.export import save_fresh_model
-from quadriga.actors.model.heads import read_config
+from quadriga.actors.model.folder import read_config
 from quadriga.actors.settings import AnswerFunction, ClusterSettings, SamplingSettings
 from quadriga.data.settings import DataSettings, Source
 from quadriga.data.tokens.chat import encode_prompt

@@ -1,17 +1,24 @@
 """PPO: one step from prompts to new weights in the rollout engine, top to bottom."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from quadriga.actors.model.folder import (
+    check_context,
+    check_reward_head,
+    check_same_tokenizer,
+    end_tokens,
+    model_path,
+    reward_shift,
+)
 from quadriga.actors.model.group import Element, Update
-from quadriga.actors.model.heads import ModelSpec, check_reward_head, read_config
+from quadriga.actors.model.heads import ModelSpec, scalar_spec
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import Lost, UserError
-from quadriga.data.loading.batch_order import batch_indices
+from quadriga.data.loading.batch_order import batch_indices, hash_seed
 from quadriga.data.records import Prompt, Sample
 from quadriga.kernels.losses import LOSSES
 from quadriga.orchestrator.algorithms import advantages
@@ -25,7 +32,7 @@ from quadriga.orchestrator.settings import PpoStage
 from quadriga.orchestrator.training import invariants
 from quadriga.orchestrator.training import lr_schedule as schedule
 from quadriga.orchestrator.training.checkpoint import Export
-from quadriga.orchestrator.training.trainer import TrainingStage, check_context, model_path, scalar_spec
+from quadriga.orchestrator.training.trainer import TrainingStage
 
 
 class Ppo(TrainingStage):
@@ -295,35 +302,6 @@ class Ppo(TrainingStage):
                 row["gold"] = self.gold_scores.values[index]
             rows.append(row)
         return rows
-
-
-def reward_shift(path: str | Path) -> float:
-    """What a reward model's config says is to be subtracted from its logit; 0 for models that do not say."""
-    return float(read_config(path).get("reward_shift", 0.0))
-
-
-def hash_seed(*parts: int) -> int:
-    """One seed from several numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-def end_tokens(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that end an answer: the tokenizer's eos and those of generation_config.json."""
-    file = Path(path) / "generation_config.json"
-    named = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-    more = named if isinstance(named, list) else [named]
-    return tuple(sorted({id_ for id_ in [tokenizer.eos_token_id, *more] if id_ is not None}))
-
-
-def check_same_tokenizer(policy: str | Path, reward: str | Path) -> None:
-    """Raises UserError when policy and reward model do not share a vocabulary: token ids are passed as they are."""
-    from quadriga.data.tokens.tokenizer import load_tokenizer
-
-    if load_tokenizer(policy).get_vocab() != load_tokenizer(reward).get_vocab():
-        raise UserError(
-            f"The reward model {reward} has another tokenizer than the policy {policy}. Answers are scored as token "
-            "ids, so both must share one: train the reward model from this policy's family."
-        )
 
 
 def _distinct(prompts: list[Prompt]) -> list[Prompt]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from quadriga.actors.model.folder import check_context, end_tokens, model_path
+from quadriga.data.loading.batch_order import hash_seed
 from quadriga.data.records import Prompt, Ranking, Response, Sample
 from quadriga.data.rundir import RunDir, write_text_atomic
 from quadriga.orchestrator.cluster.processes import RolloutPlan, connected, processes
@@ -13,11 +15,10 @@ from quadriga.orchestrator.rewards.base import judged
 from quadriga.orchestrator.rewards.function_pool import Judge
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.settings import RankStage
-from quadriga.orchestrator.stages.ppo.trainer import end_tokens, hash_seed
 from quadriga.orchestrator.tracking.console import StageProgress
 from quadriga.orchestrator.tracking.tracker import Replay
 from quadriga.orchestrator.training.stop import Stop
-from quadriga.orchestrator.training.trainer import check_context, model_path, note_skipped
+from quadriga.orchestrator.training.trainer import note_skipped
 
 CHUNK = 256
 """Prompts sampled, judged and written at a time: what an interruption can cost."""

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from quadriga.actors.model.export import export_model
-from quadriga.actors.model.heads import ModelSpec, check_reward_head, load_model, scalar_head
+from quadriga.actors.model.folder import check_reward_head
+from quadriga.actors.model.heads import ModelSpec, load_model, scalar_head
 from quadriga.data.errors import UserError
 
 SIZES = {

@@ -1,0 +1,1 @@
+"""Pre-training on plain text."""

@@ -1,0 +1,68 @@
+"""Pre-training: the next token of packed documents, from fresh weights or a model's."""
+
+from quadriga.actors.model.folder import check_context, model_path
+from quadriga.actors.model.group import Element
+from quadriga.actors.model.heads import ModelSpec
+from quadriga.data.loading.batch_order import batch_indices
+from quadriga.data.records import Tokens
+from quadriga.orchestrator.cluster.processes import Hosting
+from quadriga.orchestrator.settings import PretrainStage
+from quadriga.orchestrator.training.checkpoint import Export
+from quadriga.orchestrator.training.supervised import SupervisedStage, masked_element
+
+
+class Pretrain(SupervisedStage):
+    """Next-token prediction on documents packed into rows of about `data.max_tokens` tokens."""
+
+    stage = "pretrain"
+    settings: PretrainStage
+
+    def prepare(self) -> None:
+        """Tokenizer (trained on the documents unless given), fresh weights unless given, packed rows."""
+        from quadriga.actors.model.export import save_fresh_model
+        from quadriga.data.loading.datasets import document_texts, load_documents
+        from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
+
+        settings, model = self.settings, self.settings.model
+        start = self.run.path / "start"
+        if model.path is not None:
+            self.path = model_path(model, "model")
+            self.tokenizer = load_tokenizer(settings.tokenizer.path or self.path)
+        elif (start / "config.json").is_file():
+            self.path, self.tokenizer = str(start), load_tokenizer(start)
+        else:
+            source = settings.tokenizer
+            if source.path is not None:
+                self.tokenizer = load_tokenizer(source.path)
+            else:
+                self.tokenizer = train_tokenizer(document_texts(settings.data, settings.seed), source.vocab_size)
+            assert model.shape is not None
+            save_fresh_model(model.shape, self.tokenizer, settings.seed, start)
+            self.path = str(start)
+        check_context(self.path, settings.data.max_tokens, "data.max_tokens")
+        split = load_documents(settings.data, self.tokenizer, settings.seed)
+        self.skipped = split.skipped
+        self.elements = packed_rows(split.train, settings.data.max_tokens, settings.seed)
+        self.heldout = packed_rows(split.heldout, settings.data.max_tokens, settings.seed)
+
+    def hostings(self) -> list[Hosting]:
+        """The one model."""
+        return [Hosting("actor", ModelSpec(self.path, "logprobs"), self.settings.optimizer)]
+
+    def exports(self) -> dict[str, Export]:
+        """The policy."""
+        return {"policy": Export(self.group("actor"), "policy", {})}
+
+
+def packed_rows(rows: list[Tokens], max_tokens: int, seed: int) -> list[Element]:
+    """Documents in a shuffled order, filled into rows of at most `max_tokens` tokens; attention stays inside each."""
+    result: list[list[Tokens]] = []
+    room = 0
+    for index in batch_indices(0, len(rows), len(rows), seed) if rows else []:
+        row = rows[index]
+        if len(row.token_ids) > room:
+            result.append([])
+            room = max_tokens
+        result[-1].append(row)
+        room -= len(row.token_ids)
+    return [masked_element(row) for row in result]

@@ -1,0 +1,88 @@
+"""The reward model: all answers to a prompt in one element, all pairs of them in the loss."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from quadriga.actors.model.folder import check_context, model_path
+from quadriga.actors.model.group import Element
+from quadriga.actors.model.heads import scalar_spec
+from quadriga.data.records import RankedTokens
+from quadriga.orchestrator.cluster.processes import Hosting
+from quadriga.orchestrator.evaluation.statistics import pair_accuracy, wilson_interval
+from quadriga.orchestrator.settings import RewardStage
+from quadriga.orchestrator.training.checkpoint import Export
+from quadriga.orchestrator.training.supervised import SupervisedStage
+
+ZERO_ROWS = 1024
+"""Demonstrations (or answers) whose mean score fixes the zero of a reward model."""
+
+
+class Reward(SupervisedStage):
+    """A reward model from rankings: all answers to a prompt in one element, all pairs in the loss."""
+
+    stage = "reward"
+    trained = ("reward",)
+    loss_name = "ranking"
+    settings: RewardStage
+
+    def prepare(self) -> None:
+        """Rankings split by prompt, and the demonstrations that shall score 0."""
+        from quadriga.data.loading.datasets import load_demonstrations, load_rankings
+        from quadriga.data.tokens.tokenizer import load_tokenizer
+
+        settings = self.settings
+        self.path = model_path(settings.model, "model")
+        self.tokenizer = load_tokenizer(self.path)
+        check_context(self.path, settings.data.max_tokens, "data.max_tokens")
+        split = load_rankings(settings.data, self.tokenizer, settings.seed)
+        self.skipped = split.skipped
+        self.elements = [_ranking_element(row) for row in split.train]
+        self.heldout = [_ranking_element(row) for row in split.heldout]
+        if settings.demonstrations is not None:
+            rows = load_demonstrations(settings.demonstrations, self.tokenizer, settings.seed).train
+            self.zero = [row.token_ids for row in rows if not all(row.loss_mask[1:])][:ZERO_ROWS]
+        else:
+            self.zero = [sequence for element in self.elements for sequence in element.sequences][:ZERO_ROWS]
+
+    def hostings(self) -> list[Hosting]:
+        """The one model; its head has no bias of its own, since a difference of scores cannot teach one."""
+        spec = scalar_spec(self.path, self.settings.seed, None, self.settings.head_std)
+        return [Hosting("reward", spec, self.settings.optimizer)]
+
+    def units(self, elements: Sequence[Element]) -> float:
+        """Prompts: every one weighs the same, however many answers it has."""
+        return float(len(elements))
+
+    def exports(self) -> dict[str, Export]:
+        """The reward model, shifted such that demonstrations score 0 on average."""
+        shift = float(np.mean(self.group("reward").forward_scores(self.zero, "reward_shift").result()))
+        extra = {"reward_shift": shift, "pad_token_id": self.tokenizer.pad_token_id}
+        return {"reward": Export(self.group("reward"), "reward", extra)}
+
+    def measure(self) -> dict[str, float]:
+        """Held-out loss, pair accuracy (a prompt's mean first) with its interval, calibration over pairs."""
+        sequences = [sequence for element in self.heldout for sequence in element.sequences]
+        scores = iter(self.group("reward").forward_scores(sequences, "heldout").result())
+        margins = [_margins([next(scores) for _ in e.sequences], e.per_sequence["rank"]) for e in self.heldout]
+        flat = np.concatenate(margins)
+        accuracy = wilson_interval(float(sum(np.heaviside(m, 0.5).mean() for m in margins)), len(margins))
+        return {
+            "eval/loss": float(np.mean([np.logaddexp(0, -m).mean() for m in margins])),
+            "eval/accuracy": accuracy.mean,
+            "eval/accuracy_low": accuracy.low,
+            "eval/accuracy_high": accuracy.high,
+            "eval/margin": float(flat.mean()),
+            "eval/calibration_error": pair_accuracy(flat).calibration_error,
+            "eval/pairs": float(len(flat)),
+        }
+
+
+def _ranking_element(row: RankedTokens) -> Element:
+    return Element(row.sequences, per_sequence={"rank": list(row.ranks)})
+
+
+def _margins(scores: list[float], ranks: list[int]) -> Any:
+    pairs = [(i, j) for i, a in enumerate(ranks) for j, b in enumerate(ranks) if a < b]
+    return np.asarray([scores[i] - scores[j] for i, j in pairs], np.float64)

@@ -1,0 +1,45 @@
+"""Supervised fine-tuning: demonstrations, with the loss on answers only."""
+
+from quadriga.actors.model.folder import check_context, model_path
+from quadriga.actors.model.heads import ModelSpec
+from quadriga.orchestrator.cluster.processes import Hosting
+from quadriga.orchestrator.settings import SftStage
+from quadriga.orchestrator.training import invariants
+from quadriga.orchestrator.training.checkpoint import Export
+from quadriga.orchestrator.training.supervised import SupervisedStage, masked_element
+
+
+class Sft(SupervisedStage):
+    """Fine-tuning on demonstrations."""
+
+    stage = "sft"
+    settings: SftStage
+
+    def prepare(self) -> None:
+        """Tokenizer of the model, demonstrations with their loss masks."""
+        from quadriga.data.loading.datasets import load_demonstrations
+        from quadriga.data.tokens.tokenizer import load_tokenizer
+
+        settings = self.settings
+        self.path = model_path(settings.model, "model")
+        self.tokenizer = load_tokenizer(self.path)
+        check_context(self.path, settings.data.max_tokens, "data.max_tokens")
+        split = load_demonstrations(settings.data, self.tokenizer, settings.seed)
+        self.skipped = split.skipped
+        invariants.eos_is_learned(split.train, [self.tokenizer.eos_token_id])
+        self.elements = [masked_element([row]) for row in split.train]
+        self.heldout = [masked_element([row]) for row in split.heldout]
+
+    def hostings(self) -> list[Hosting]:
+        """The one model."""
+        return [Hosting("actor", ModelSpec(self.path, "logprobs"), self.settings.optimizer)]
+
+    def exports(self) -> dict[str, Export]:
+        """The policy."""
+        return {"policy": Export(self.group("actor"), "policy", {})}
+
+    def finished(self) -> bool:
+        """At the last step, or earlier when asked to stop as held-out loss has not improved for two measurements."""
+        losses = [loss for _, loss in self.state.measured]
+        rises = len(losses) > 2 and min(losses[-2:]) >= min(losses[:-2])
+        return super().finished() or (self.settings.stop_when_heldout_rises and rises)
