@@ -1,10 +1,9 @@
-"""The folder of a run, and the writes that a kill at any moment leaves whole."""
+"""The folder of a run: where everything is, the account of its attempts, its lock, requests to it."""
 
 import fcntl
 import json
 import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -15,18 +14,11 @@ from typing import IO, Any, Literal
 
 import yaml
 
+from quadriga.data.atomic_files import recover, write_json_atomic, write_text_atomic
 from quadriga.data.errors import UserError
+from quadriga.data.secrets import without_secrets
 
 Status = Literal["running", "finished", "interrupted", "failed", "lost"]
-
-_SECRET_KEY = re.compile(
-    r"(^|[_.-])(token|password|passwd|secret|credentials?|authorization)$"
-    r"|(api|access|secret|private|license)[_-]?key([_-]id)?$",
-    re.IGNORECASE,
-)
-_SPECIAL_TOKEN = re.compile(r"(^|[_.-])(pad|bos|eos|unk|sep|cls|mask|stop|end)_token$", re.IGNORECASE)
-_SHORTEST_SECRET = 12
-_URL_PASSWORD = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 
 
 class RunDir:
@@ -194,82 +186,6 @@ class RunDir:
         return sorted(int(match.group(1)) for match in found if match)
 
 
-def write_text_atomic(path: str | Path, text: str) -> None:
-    """Replace a file such that a reader, or a kill, finds the old text or the new, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def write_json_atomic(path: str | Path, value: Any) -> None:
-    """`write_text_atomic` of JSON."""
-    write_text_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def publish(temporary: str | Path, final: str | Path) -> None:
-    """Give a finished folder its name: everything in it is on disk first, and the one it replaces goes last.
-
-    Both must be in one parent folder. A kill between the two renames leaves `<final>.old`, which `recover` puts back.
-    """
-    temporary, final = Path(temporary), Path(final)
-    if temporary.parent.resolve() != final.parent.resolve():
-        raise ValueError(f"{temporary} and {final} are not in one folder")
-    for folder, _, names in os.walk(temporary):
-        for name in names:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
-    old = final.with_name(f"{final.name}.old")
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-    temporary.rename(final)
-    _sync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover(parent: str | Path) -> None:
-    """Finish the `publish` calls that a kill cut off in `parent`, and remove what was left unfinished (`*.tmp`)."""
-    for old in Path(parent).glob("*.old"):
-        final = old.with_suffix("")
-        if final.exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(final)
-    for temporary in Path(parent).glob("*.tmp"):
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink()
-
-
-def without_secrets(value: Any) -> Any:
-    """A copy without keys that name secrets, passwords in addresses, and values of secret environment variables."""
-    secrets = {v: k for k, v in os.environ.items() if names_secret(k) and len(v) >= _SHORTEST_SECRET}
-    return _strip(value, secrets)
-
-
-def _strip(value: Any, secrets: dict[str, str]) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _strip(v, secrets) for k, v in value.items() if not (names_secret(k) and isinstance(v, str))}
-    if isinstance(value, list | tuple):
-        return [_strip(item, secrets) for item in value]
-    if isinstance(value, str):
-        for secret, name in secrets.items():
-            value = value.replace(secret, f"${name}")
-        return _URL_PASSWORD.sub("***", value)
-    return value
-
-
-def names_secret(key: Any) -> bool:
-    """Whether a key or a variable is called as secrets are (`WANDB_API_KEY`)."""
-    return isinstance(key, str) and bool(_SECRET_KEY.search(key)) and not _SPECIAL_TOKEN.search(key)
-
-
 def _locks(file: IO[str]) -> bool:
     """Try to lock a file, for an instant longer than `RunDir.in_use` takes to look."""
     for _ in range(3):
@@ -279,14 +195,6 @@ def _locks(file: IO[str]) -> bool:
         except BlockingIOError:
             time.sleep(0.05)
     return False
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _now() -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from quadriga.data.errors import Fault, UserError
-from quadriga.data.rundir import RunDir, Status, without_secrets
+from quadriga.data.rundir import RunDir, Status
+from quadriga.data.secrets import without_secrets
 from quadriga.orchestrator.config_changes import altering_changes, refused
 from quadriga.orchestrator.tracking.console import StageProgress, stage_progress
 from quadriga.orchestrator.tracking.tracker import Replay

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
+from quadriga.data.atomic_files import publish
 from quadriga.data.errors import UserError
-from quadriga.data.rundir import publish
 from quadriga.orchestrator.model_folders import Kind, find_model
 
 

@@ -94,7 +94,7 @@ def publish_results(run: RunDir, done: list[Done]) -> None:
     """Copy the newest policy, critic and reward model to the pipeline's own export/."""
     import shutil
 
-    from quadriga.data.rundir import publish
+    from quadriga.data.atomic_files import publish
 
     for name in ("policy", "critic", "reward"):
         newest = [d for d in done if name in OUTPUTS[d.stage]]

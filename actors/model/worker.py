@@ -197,7 +197,7 @@ class ModelHost:
     def send_weights(self, version: int, workers: dict[str, Any]) -> HostResult:
         """Stream the whole model to the rollout workers, every rank inside the same gathers; rank 0 talks to them."""
         from quadriga.actors.weights.source import gathered_buckets
-        from quadriga.actors.weights.transfer import WeightSyncClient
+        from quadriga.actors.weights.sync_client import WeightSyncClient
 
         began = time.monotonic()
         cluster = self.spec.cluster

@@ -31,9 +31,10 @@ HOST_MODULES = (
     "transformers.models.llama.modeling_llama",
     "deepspeed",
     "transformers.integrations",
+    "quadriga.actors.model.equivalence",
     "quadriga.actors.model.export",
     "quadriga.actors.model.worker",
-    "quadriga.actors.weights.transfer",
+    "quadriga.actors.weights.sync_client",
     "quadriga.actors.model.deepspeed",
 )
 ROLLOUT_MODULES = (

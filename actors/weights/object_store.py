@@ -17,7 +17,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from quadriga.actors.weights.transfer import Bucket, unpack_bucket
+from quadriga.actors.weights.bucket import Bucket, unpack_bucket
 
 BACKEND = "object_store"
 

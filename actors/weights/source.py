@@ -1,6 +1,8 @@
-"""Whole tensors out of a ZeRO-partitioned model, bucket by bucket: the one way weights leave a host."""
+"""Whole tensors, bucket by bucket, out of a ZeRO-partitioned model or a folder: the one way weights leave a worker."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -55,6 +57,19 @@ def gathered_buckets(
 
         with deepspeed.zero.GatheredParameters(partitioned), torch.no_grad():
             yield [(name, parameter.detach()) for name, parameter in bucket]
+
+
+def folder_tensors(path: str | Path) -> list[tuple[str, Any]]:
+    """The tensors of a model folder, a tied `lm_head.weight` included."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        tensors |= load_file(file)
+    if json.loads((Path(path) / "config.json").read_text()).get("tie_word_embeddings"):
+        embedding = next(t for n, t in tensors.items() if n.endswith(("embed_tokens.weight", "wte.weight")))
+        tensors.setdefault("lm_head.weight", embedding)
+    return list(tensors.items())
 
 
 def _bytes(parameter: Any) -> int:

@@ -112,7 +112,7 @@ def evaluate(
         model, against, rows=rows, temperature=temperature, samples_per_prompt=samples, reward=reward, seed=seed
     )
     if to is not None:
-        from quadriga.data.rundir import write_json_atomic
+        from quadriga.data.atomic_files import write_json_atomic
 
         write_json_atomic(to, numbers)
 

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from quadriga.data.errors import UserError
-from quadriga.data.rundir import without_secrets
+from quadriga.data.secrets import without_secrets
 from quadriga.launch.config.document import Document, KeyPath, dotted, read_value, read_yaml
 from quadriga.launch.config.error_messages import annotation_at, explain, nearest, summary
 from quadriga.launch.config.unused_settings import without_effect

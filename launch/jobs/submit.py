@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.data.errors import UserError
-from quadriga.data.rundir import names_secret, without_secrets
+from quadriga.data.secrets import names_secret, without_secrets
 from quadriga.launch.config.load import load_config
 from quadriga.launch.jobs import package as staging
 from quadriga.launch.jobs.client import ENDED, RUN, RUN_DIR, attempts, next_id

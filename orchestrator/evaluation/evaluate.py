@@ -15,8 +15,9 @@ from quadriga.data.records import Prompt, Sample
 from quadriga.orchestrator.cluster.processes import Hosting, Processes, RolloutPlan, connected, processes
 from quadriga.orchestrator.evaluation.metrics import Answer, Evaluation, Measures, best_of, mean_kl, measure
 from quadriga.orchestrator.faults.recovery import Recovery
-from quadriga.orchestrator.rewards.base import ModelReward, judged
+from quadriga.orchestrator.rewards.function import judged
 from quadriga.orchestrator.rewards.function_pool import Judge
+from quadriga.orchestrator.rewards.model import ModelReward
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.settings import EvaluationSettings
 from quadriga.orchestrator.tracking.console import StageProgress

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from quadriga.actors.settings import AnswerFunction, ClusterSettings, SamplingSettings
-from quadriga.data.rundir import RunDir, write_json_atomic
+from quadriga.data.atomic_files import write_json_atomic
+from quadriga.data.rundir import RunDir
 from quadriga.data.settings import DataSettings, Source
 from quadriga.orchestrator.evaluation.evaluate import evaluate_models
 from quadriga.orchestrator.evaluation.metrics import Evaluation, choose_prompts, compare

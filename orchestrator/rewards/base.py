@@ -1,11 +1,9 @@
-"""One interface for what PPO maximises: a reward model or a Python function. An error is never a zero."""
+"""One interface for what PPO maximises. An error is never a zero."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from quadriga.actors.model.group import ActorGroup, Pending
 from quadriga.data.records import Sample
-from quadriga.orchestrator.rewards.function_pool import Judge, JudgeError, score_of
 
 
 @dataclass(frozen=True)
@@ -34,65 +32,3 @@ class Reward(Protocol):
     def start(self, samples: list[Sample]) -> PendingScores:
         """Begin to score."""
         ...
-
-
-class ModelReward:
-    """A reward model's score at an answer's last token: logit - reward_shift."""
-
-    def __init__(self, group: ActorGroup, shift: float, version: str):
-        self.group, self.shift, self.version = group, shift, version
-
-    def start(self, samples: list[Sample]) -> PendingScores:
-        """Send the token ids as they are: token in, token out."""
-        return _ModelScores(self.group.forward_scores([s.token_ids for s in samples], "score"), self.shift)
-
-
-@dataclass(frozen=True)
-class _ModelScores:
-    pending: Pending
-    shift: float
-
-    def result(self) -> Scores:
-        values = [score - self.shift for score in self.pending.result()]
-        return Scores(list(values), [{} for _ in values], 0)
-
-
-class FunctionReward:
-    """A Python function in killable subprocesses. Raises Fault when too many answers fail."""
-
-    def __init__(self, judge: Judge):
-        self.judge, self.version = judge, judge.settings.function
-
-    def start(self, samples: list[Sample]) -> PendingScores:
-        """Judge now; the subprocesses compute, the driver waits."""
-        return _Ready(judged(self.judge, samples, "score"))
-
-
-@dataclass(frozen=True)
-class _Ready:
-    scores: Scores
-
-    def result(self) -> Scores:
-        return self.scores
-
-
-def judged(judge: Judge, samples: list[Sample], phase: str) -> Scores:
-    """Have a judge score samples. Raises Fault when more fail than its settings allow."""
-    rows = [judge_row(sample.prompt.messages, sample.text, sample.prompt.meta) for sample in samples]
-    results = judge.judge(rows)
-    judge.check_rate(results, phase)
-    good = [None if isinstance(result, JudgeError) else result for result in results]
-    errors = sum(result is None for result in good)
-    if judge.settings.drop == "group":
-        spoilt = {sample.prompt.id for sample, result in zip(samples, good, strict=True) if result is None}
-        good = [None if sample.prompt.id in spoilt else result for sample, result in zip(samples, good, strict=True)]
-    return Scores(
-        [None if result is None else score_of(result) for result in good],
-        [result if isinstance(result, dict) else {} for result in good],
-        errors,
-    )
-
-
-def judge_row(messages: list[dict[str, str]], response: str, meta: dict[str, Any]) -> dict[str, Any]:
-    """What a judge function is called with."""
-    return {"prompt": messages, "messages": messages, "response": response, "meta": meta}

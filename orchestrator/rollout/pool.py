@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from quadriga.actors.rollout.worker import Finished, Request
+from quadriga.actors.rollout.engine_loop import Finished, Request
 from quadriga.actors.runtime.remote_calls import gather, poll
 from quadriga.actors.settings import SamplingSettings
 from quadriga.data.errors import Lost

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from quadriga.actors.rollout.worker import Finished, Request
+from quadriga.actors.rollout.engine_loop import Finished, Request
 from quadriga.data.errors import Fault
 
 

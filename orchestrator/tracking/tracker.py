@@ -15,8 +15,9 @@ from typing import Any, Literal, Protocol, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from quadriga.data.atomic_files import write_text_atomic
 from quadriga.data.errors import Fault
-from quadriga.data.rundir import without_secrets, write_text_atomic
+from quadriga.data.secrets import without_secrets
 from quadriga.orchestrator.settings import TrackingSettings
 
 AXIS = "train/global_step"

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.actors.model.group import ActorGroup
+from quadriga.data.atomic_files import publish, write_json_atomic
 from quadriga.data.errors import Fault, Lost
-from quadriga.data.rundir import RunDir, publish, write_json_atomic
+from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.training.run_state import RunState
 
 MANIFEST = "manifest.json"

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from quadriga.data.rundir import write_json_atomic
+from quadriga.data.atomic_files import write_json_atomic
 
 
 @dataclass

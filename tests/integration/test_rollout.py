@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 from quadriga.actors.model.group import ActorGroup
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
-from quadriga.actors.weights.transfer import folder_tensors, pack_bucket
+from quadriga.actors.weights.bucket import pack_bucket
+from quadriga.actors.weights.source import folder_tensors
 from quadriga.data.errors import Fault
 from quadriga.data.loading.datasets import load_prompts
 from quadriga.data.records import Prompt, Sample

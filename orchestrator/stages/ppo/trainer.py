@@ -25,8 +25,10 @@ from quadriga.orchestrator.algorithms import advantages
 from quadriga.orchestrator.algorithms.advantages import ESTIMATORS, Advantages, Experience, KLController
 from quadriga.orchestrator.cluster.health import State
 from quadriga.orchestrator.cluster.processes import Hosting, RolloutPlan
-from quadriga.orchestrator.rewards.base import FunctionReward, ModelReward, Reward, Scores, judged
+from quadriga.orchestrator.rewards.base import Reward, Scores
+from quadriga.orchestrator.rewards.function import FunctionReward, judged
 from quadriga.orchestrator.rewards.function_pool import Judge
+from quadriga.orchestrator.rewards.model import ModelReward
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.settings import PpoStage
 from quadriga.orchestrator.training import invariants

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from quadriga.actors.model.folder import check_context, end_tokens, model_path
+from quadriga.data.atomic_files import write_text_atomic
 from quadriga.data.loading.batch_order import hash_seed
 from quadriga.data.records import Prompt, Ranking, Response, Sample
-from quadriga.data.rundir import RunDir, write_text_atomic
+from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.cluster.processes import RolloutPlan, connected, processes
 from quadriga.orchestrator.faults.recovery import Recovery
-from quadriga.orchestrator.rewards.base import judged
+from quadriga.orchestrator.rewards.function import judged
 from quadriga.orchestrator.rewards.function_pool import Judge
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.settings import RankStage

@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 from quadriga.data import rundir
+from quadriga.data.atomic_files import publish, recover, write_json_atomic
 from quadriga.data.errors import UserError
-from quadriga.data.rundir import RunDir, publish, recover, without_secrets, write_json_atomic
+from quadriga.data.rundir import RunDir
+from quadriga.data.secrets import without_secrets
 
 
 def test_layout(tmp_path):

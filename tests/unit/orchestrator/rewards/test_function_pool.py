@@ -14,7 +14,7 @@ import pytest
 from quadriga.actors.settings import AnswerFunction
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.records import Prompt, Sample
-from quadriga.orchestrator.rewards.base import judged
+from quadriga.orchestrator.rewards.function import judged
 from quadriga.orchestrator.rewards.function_pool import Judge, JudgeError, score_of
 
 MODULE = """

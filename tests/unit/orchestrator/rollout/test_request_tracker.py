@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from quadriga.actors.rollout.worker import Finished, Request
+from quadriga.actors.rollout.engine_loop import Finished, Request
 from quadriga.actors.settings import SamplingSettings
 from quadriga.data.errors import Fault
 from quadriga.orchestrator.rollout.request_tracker import Ledger

@@ -13,7 +13,7 @@ from quadriga.actors.model.group import ActorGroup, Element
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.model.worker import HostSpec
 from quadriga.actors.settings import ClusterSettings
-from quadriga.actors.weights.transfer import Bucket, pack_bucket, unpack_bucket
+from quadriga.actors.weights.bucket import Bucket, pack_bucket, unpack_bucket
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.loading.datasets import load_demonstrations, load_prompts
 from quadriga.data.records import Prompt, Sample, Tokens
