@@ -14,7 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from quadriga.data.errors import Fault
 from quadriga.kernels.gae import segmented_gae
-from quadriga.orchestrator.settings import AlgorithmSettings, KLSettings
+from quadriga.orchestrator.algorithms.kl import kl_penalty
+from quadriga.orchestrator.algorithms.whitening import whiten
+from quadriga.orchestrator.settings import AlgorithmSettings
 
 Float64 = NDArray[np.float64]
 Ragged = Sequence[ArrayLike]
@@ -101,41 +103,12 @@ def compute(experience: Experience, settings: AlgorithmSettings, kl_coefficient:
     )
 
 
-def kl_penalty(logprobs: ArrayLike, ref_logprobs: ArrayLike, estimator: str) -> Float64:
-    """Per-token estimates of KL(policy || reference) from tokens the policy drew (Schulman 2020, "Approximating KL").
-
-    With x = log policy - log reference: k1 = x (unbiased, may be negative), k2 = x²/2 (biased, never negative),
-    k3 = exp(-x) - 1 + x (unbiased, never negative). In nats.
-    """
-    x = np.asarray(logprobs, np.float64) - np.asarray(ref_logprobs, np.float64)
-    match estimator:
-        case "k1":
-            return x
-        case "k2":
-            return 0.5 * x**2
-        case "k3":
-            return np.expm1(-x) + x
-        case _:
-            raise ValueError(f"no KL estimator {estimator!r}; there are k1, k2 and k3")
-
-
 def shaped_scores(scores: ArrayLike, ended: ArrayLike, settings: AlgorithmSettings) -> Float64:
     """[N] scores, clipped to ±reward_clip; then, so that clipping cannot swallow it, minus the missing-end penalty."""
     scores = np.asarray(scores, np.float64)
     if settings.reward_clip is not None:
         scores = scores.clip(-settings.reward_clip, settings.reward_clip)
     return scores - settings.missing_eos_penalty * ~np.asarray(ended, bool)
-
-
-def whiten(values: ArrayLike, shift_mean: bool = True) -> Float64:
-    """Scale to variance 1 (biased: divided by the count) over all values given: the whole batch of all ranks.
-
-    shift_mean: also move the mean to 0; otherwise the mean stays where it is (Ziegler et al. 2019 whiten rewards so).
-    """
-    values = np.asarray(values, np.float64)
-    mean = values.mean()
-    scaled = (values - mean) / np.sqrt(values.var() + 1e-8)
-    return scaled if shift_mean else scaled + mean
 
 
 def explained_variance(values: ArrayLike, returns: ArrayLike) -> float:
@@ -146,33 +119,6 @@ def explained_variance(values: ArrayLike, returns: ArrayLike) -> float:
     values, returns = np.asarray(values, np.float64), np.asarray(returns, np.float64)
     variance = returns.var()
     return float(1.0 - (returns - values).var() / variance) if variance > 0 else 0.0
-
-
-class KLController:
-    """The coefficient of the KL penalty: fixed, or following a target (Ziegler et al. 2019, section 2.2).
-
-    After a batch of n samples with mean KL per sample `kl`: error = clip(kl / target - 1, -0.2, 0.2);
-    coefficient *= 1 + error * n / horizon.
-    """
-
-    def __init__(self, settings: KLSettings):
-        self.settings = settings
-        self.coefficient = settings.coefficient
-
-    def update(self, kl_per_sample: float, samples: int) -> None:
-        """Take note of a batch that was just trained on; kl_per_sample in nats, summed over an answer's tokens."""
-        if (adaptive := self.settings.adaptive) is not None:
-            error = min(0.2, max(-0.2, kl_per_sample / adaptive.target - 1.0))
-            self.coefficient *= 1.0 + error * samples / adaptive.horizon
-
-    def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
-        return {"coefficient": self.coefficient}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a checkpoint. A fixed coefficient stays the settings', which may have been changed on purpose."""
-        if self.settings.adaptive is not None:
-            self.coefficient = state["coefficient"]
 
 
 class Estimator(Protocol):

@@ -22,7 +22,8 @@ from quadriga.data.loading.batch_order import batch_indices, hash_seed
 from quadriga.data.records import Prompt, Sample
 from quadriga.kernels.losses import LOSSES
 from quadriga.orchestrator.algorithms import advantages
-from quadriga.orchestrator.algorithms.advantages import ESTIMATORS, Advantages, Experience, KLController
+from quadriga.orchestrator.algorithms.advantages import ESTIMATORS, Advantages, Experience
+from quadriga.orchestrator.algorithms.kl import KLController
 from quadriga.orchestrator.cluster.health import State
 from quadriga.orchestrator.cluster.processes import Hosting, RolloutPlan
 from quadriga.orchestrator.rewards.base import Reward, Scores

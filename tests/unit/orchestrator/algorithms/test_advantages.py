@@ -11,13 +11,12 @@ from quadriga.data.errors import Fault
 from quadriga.orchestrator.algorithms.advantages import (
     ESTIMATORS,
     Experience,
-    KLController,
     compute,
     explained_variance,
-    kl_penalty,
     shaped_scores,
-    whiten,
 )
+from quadriga.orchestrator.algorithms.kl import KLController, kl_penalty
+from quadriga.orchestrator.algorithms.whitening import whiten
 from quadriga.orchestrator.settings import AdaptiveKL, AlgorithmSettings, KLSettings
 
 

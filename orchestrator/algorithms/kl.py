@@ -1,0 +1,53 @@
+"""KL between policy and reference: per-token estimates, and the coefficient of the penalty."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from quadriga.orchestrator.settings import KLSettings
+
+Float64 = NDArray[np.float64]
+
+
+def kl_penalty(logprobs: ArrayLike, ref_logprobs: ArrayLike, estimator: str) -> Float64:
+    """Per-token estimates of KL(policy || reference) from tokens the policy drew (Schulman 2020, "Approximating KL").
+
+    With x = log policy - log reference: k1 = x (unbiased, may be negative), k2 = x²/2 (biased, never negative),
+    k3 = exp(-x) - 1 + x (unbiased, never negative). In nats.
+    """
+    x = np.asarray(logprobs, np.float64) - np.asarray(ref_logprobs, np.float64)
+    match estimator:
+        case "k1":
+            return x
+        case "k2":
+            return 0.5 * x**2
+        case "k3":
+            return np.expm1(-x) + x
+        case _:
+            raise ValueError(f"no KL estimator {estimator!r}; there are k1, k2 and k3")
+
+
+class KLController:
+    """The coefficient of the KL penalty: fixed, or following a target (Ziegler et al. 2019, section 2.2).
+
+    After a batch of n samples with mean KL per sample `kl`: error = clip(kl / target - 1, -0.2, 0.2);
+    coefficient *= 1 + error * n / horizon.
+    """
+
+    def __init__(self, settings: KLSettings):
+        self.settings = settings
+        self.coefficient = settings.coefficient
+
+    def update(self, kl_per_sample: float, samples: int) -> None:
+        """Take note of a batch that was just trained on; kl_per_sample in nats, summed over an answer's tokens."""
+        if (adaptive := self.settings.adaptive) is not None:
+            error = min(0.2, max(-0.2, kl_per_sample / adaptive.target - 1.0))
+            self.coefficient *= 1.0 + error * samples / adaptive.horizon
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {"coefficient": self.coefficient}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from a checkpoint. A fixed coefficient stays the settings', which may have been changed on purpose."""
+        if self.settings.adaptive is not None:
+            self.coefficient = state["coefficient"]
