@@ -8,7 +8,7 @@ from quadriga.actors.launcher_settings import KubernetesSettings, SlurmSettings,
 from quadriga.data.settings import Settings
 
 Role = Literal["actor", "critic", "reference", "reward"]
-Seated = Literal["actor", "critic", "reference", "reward", "rollout"]
+PlacedRole = Literal["actor", "critic", "reference", "reward", "rollout"]
 
 
 class ModelSettings(Settings):
@@ -67,7 +67,7 @@ class AnswerFunction(Settings):
     """More failed answers than this share of a batch stop the run; 0: the first one does."""
 
 
-class HostSettings(Settings):
+class ModelWorkerSettings(Settings):
     """One model's ranks."""
 
     ranks: int = Field(1, ge=1)
@@ -140,13 +140,13 @@ class ClusterSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation type of the models; master weights and optimizer states are always float32."""
-    placement: Literal["auto", "colocate", "separate"] | list[list[Seated]] = "auto"
+    placement: Literal["auto", "colocate", "separate"] | list[list[PlacedRole]] = "auto"
     """On GPUs: `separate` gives every rank its own, `colocate` lets rank i of every role share one; a list of lists
     ([[actor, critic, reference, reward], [rollout]]) lets those of a list share, on nodes where `nodes` are given."""
-    actor: HostSettings = HostSettings()
-    critic: HostSettings = HostSettings()
-    reference: HostSettings = HostSettings()
-    reward: HostSettings = HostSettings()
+    actor: ModelWorkerSettings = ModelWorkerSettings()
+    critic: ModelWorkerSettings = ModelWorkerSettings()
+    reference: ModelWorkerSettings = ModelWorkerSettings()
+    reward: ModelWorkerSettings = ModelWorkerSettings()
     rollout: RolloutSettings = RolloutSettings()
     train_tokens: int = Field(8192, ge=16)
     """Token budget of a training micro-batch (memory only: it never changes a loss)."""
@@ -168,6 +168,6 @@ class ClusterSettings(Settings):
             raise ValueError(f"give one of `{ways[0]}` and `{ways[1]}`: a run gets its cluster in one way")
         return self
 
-    def host(self, role: Role) -> HostSettings:
+    def model_worker(self, role: Role) -> ModelWorkerSettings:
         """The ranks of one role."""
         return getattr(self, role)  # type: ignore[no-any-return]

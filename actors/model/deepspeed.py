@@ -13,14 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from quadriga.actors.runtime.device import communication_backend
-from quadriga.actors.settings import ClusterSettings, HostSettings, OptimizerSettings
+from quadriga.actors.settings import ClusterSettings, ModelWorkerSettings, OptimizerSettings
 from quadriga.data.errors import UserError
 
 OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 
 
 def deepspeed_config(
-    cluster: ClusterSettings, host: HostSettings, optimizer: OptimizerSettings | None, device: str
+    cluster: ClusterSettings, host: ModelWorkerSettings, optimizer: OptimizerSettings | None, device: str
 ) -> dict[str, Any]:
     """The DeepSpeed JSON of one host, with the user's `cluster.deepspeed` merged over it.
 

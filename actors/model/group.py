@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quadriga.actors.model.worker import HostResult, HostSpec, ModelHost
+from quadriga.actors.model.worker import ModelWorker, ModelWorkerSpec, WorkerResult
 from quadriga.actors.runtime.process import remote_process, runtime_env
 from quadriga.actors.runtime.remote_calls import wait_all
 from quadriga.data.errors import Fault
@@ -47,7 +47,7 @@ class Pending:
     """A group call under way; `result()` waits for it (with the group's deadline)."""
 
     def __init__(
-        self, group: "ActorGroup", refs: dict[str, Any], phase: str, finish: Callable[[dict[str, HostResult]], Any]
+        self, group: "ActorGroup", refs: dict[str, Any], phase: str, finish: Callable[[dict[str, WorkerResult]], Any]
     ):
         self._group, self._refs, self._phase, self._finish = group, refs, phase, finish
         self.seconds = 0.0
@@ -65,14 +65,14 @@ class ActorGroup:
 
     def __init__(
         self,
-        specs: list[HostSpec],
+        specs: list[ModelWorkerSpec],
         logs: str,
         seats: Sequence[dict[str, Any]],
-        host_class: type[ModelHost] = ModelHost,
+        worker_class: type[ModelWorker] = ModelWorker,
     ):
         """Create the processes; `start_groups` makes them load.
 
-        logs: folder for `<role>-<rank>.log`. seats: Ray actor options of each rank. host_class: what runs in them.
+        logs: folder for `<role>-<rank>.log`. seats: Ray actor options of each rank. worker_class: what runs in them.
         """
         self.specs, self.role = specs, specs[0].role
         self.world = len(specs)
@@ -83,8 +83,8 @@ class ActorGroup:
         self.ranks = []
         for spec, log, seat in zip(specs, self.logs, seats, strict=True):
             name = f"{self.role}-{spec.rank}"
-            actor = remote_process(host_class, log, name).options(
-                runtime_env=runtime_env("host", spec.device, spec.threads),
+            actor = remote_process(worker_class, log, name).options(
+                runtime_env=runtime_env("model", spec.device, spec.threads),
                 **seat,
             )
             self.ranks.append(actor.remote(spec))
@@ -164,7 +164,7 @@ class ActorGroup:
             [pack_elements([Element([sequences[i]]) for i in micro], ()) for micro in rank] for rank in layout.ranks
         ]
 
-        def finish(results: dict[str, HostResult]) -> list[Any]:
+        def finish(results: dict[str, WorkerResult]) -> list[Any]:
             answers: list[Any] = [None] * len(sequences)
             for rank, result in enumerate(results.values()):
                 for micro, value, batch in zip(layout.ranks[rank], result.value, packed[rank], strict=True):
@@ -180,7 +180,7 @@ class ActorGroup:
             for i, (rank, given) in enumerate(zip(self.ranks, arguments, strict=True))
         }
 
-        def gather(results: dict[str, HostResult]) -> Any:
+        def gather(results: dict[str, WorkerResult]) -> Any:
             self.memory = max(self.memory, *(result.memory for result in results.values()))
             return finish(results)
 
@@ -225,10 +225,10 @@ def pack_elements(elements: list[Element], fields: Sequence[str]) -> PackedBatch
     return pack(sequences, tokens, {name: np.asarray(values) for name, values in per_sequence.items()})
 
 
-def _merge(results: dict[str, HostResult]) -> Update:
+def _merge(results: dict[str, WorkerResult]) -> Update:
     updates = [result.value for result in results.values()]
-    still = [set(update.still) for update in updates if update.still is not None]
-    if still and (stuck := sorted(set.intersection(*still))):
+    unchanged = [set(update.unchanged) for update in updates if update.unchanged is not None]
+    if unchanged and (stuck := sorted(set.intersection(*unchanged))):
         role = next(iter(results)).split()[0]
         raise Fault(
             f"update: after the first step with a learning rate above 0, {len(stuck)} trainable tensors of the {role} "
@@ -251,5 +251,5 @@ def _merge(results: dict[str, HostResult]) -> Update:
     return Update(stats, updates[0].grad_norm, seconds, updates[0].micro_batches)
 
 
-def _nothing(results: dict[str, HostResult]) -> None:
+def _nothing(results: dict[str, WorkerResult]) -> None:
     return None

@@ -21,7 +21,7 @@ from quadriga.data.tokens.packing import PackedBatch
 
 
 @dataclass(frozen=True)
-class HostSpec:
+class ModelWorkerSpec:
     """Everything a rank needs to start."""
 
     role: Role
@@ -35,7 +35,7 @@ class HostSpec:
 
 
 @dataclass
-class HostResult:
+class WorkerResult:
     """What a call returns beside its value: seconds inside the host, its peak memory."""
 
     value: Any
@@ -49,14 +49,14 @@ class UpdateResult:
 
     stats: dict[str, float] = field(default_factory=dict)
     grad_norm: float = 0.0
-    still: list[str] | None = None
+    unchanged: list[str] | None = None
     micro_batches: int = 0
 
 
-class ModelHost:
+class ModelWorker:
     """One rank of one model under ZeRO. One model per process: Hugging Face's ZeRO-3 hook is process-global."""
 
-    def __init__(self, spec: HostSpec):
+    def __init__(self, spec: ModelWorkerSpec):
         self.spec = spec
         self.steps = 0
 
@@ -68,7 +68,7 @@ class ModelHost:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def start(self, master: tuple[str, int]) -> HostResult:
+    def start(self, master: tuple[str, int]) -> WorkerResult:
         """Join the group, load and partition the model. Returns a description of what was loaded."""
         began = time.monotonic()
         spec = self.spec
@@ -96,7 +96,7 @@ class ModelHost:
         self.torch = torch
         torch.manual_seed(spec.model.seed)
         dtype = getattr(torch, spec.cluster.dtype)
-        config = deepspeed_config(spec.cluster, spec.cluster.host(spec.role), spec.optimizer, spec.device)
+        config = deepspeed_config(spec.cluster, spec.cluster.model_worker(spec.role), spec.optimizer, spec.device)
         self.engine = ZeroEngine(lambda: load_model(spec.model, dtype), config, spec.optimizer, spec.device)
         self.model = self.engine.module
         check_packed_forward(self.engine.engine, self.model, spec.model.head, spec.model.path, self.device)
@@ -111,7 +111,7 @@ class ModelHost:
         }
         return self._result(description, began)
 
-    def forward_logprobs(self, batches: list[PackedBatch], temperature: float) -> HostResult:
+    def forward_logprobs(self, batches: list[PackedBatch], temperature: float) -> WorkerResult:
         """[(log-probs [T], entropies [T])] float32 of each batch."""
         from quadriga.actors.model.heads import token_logprobs
 
@@ -123,14 +123,14 @@ class ModelHost:
                 result.append(tuple(x.cpu().numpy() for x in pair))
         return self._result(result, began)
 
-    def forward_values(self, batches: list[PackedBatch]) -> HostResult:
+    def forward_values(self, batches: list[PackedBatch]) -> WorkerResult:
         """[values [T]] float32: the value of the state in which each token was chosen (0 at a sequence's first)."""
         began = time.monotonic()
         with self.torch.no_grad():
             result = [self._values(self._tensors(batch)).cpu().numpy() for batch in batches]
         return self._result(result, began)
 
-    def forward_scores(self, batches: list[PackedBatch]) -> HostResult:
+    def forward_scores(self, batches: list[PackedBatch]) -> WorkerResult:
         """[scores [N]] float32: the head's output at each sequence's last token (not shifted)."""
         began = time.monotonic()
         with self.torch.no_grad():
@@ -139,7 +139,7 @@ class ModelHost:
 
     def update(
         self, batches: list[PackedBatch], loss: Any, normalizer: float, lr: float, temperature: float
-    ) -> HostResult:
+    ) -> WorkerResult:
         """One optimizer step: forward and backward over the micro-batches, then clip and apply.
 
         normalizer: count (tokens, or groups) over all ranks and micro-batches of this step; ranks are averaged by ZeRO,
@@ -154,7 +154,7 @@ class ModelHost:
             self.forward_backward(batch, loss, normalizer, temperature, result.stats)
         result.grad_norm = self.optimizer_step(lr, result.stats)
         if check:
-            result.still = self._still(before, lr)
+            result.unchanged = self._unchanged_parameters(before, lr)
         self.steps += 1 if lr > 0 else 0
         return self._result(result, began)
 
@@ -194,7 +194,7 @@ class ModelHost:
                 role,
             ) from None
 
-    def send_weights(self, version: int, workers: dict[str, Any]) -> HostResult:
+    def send_weights(self, version: int, workers: dict[str, Any]) -> WorkerResult:
         """Stream the whole model to the rollout workers, every rank inside the same gathers; rank 0 talks to them."""
         from quadriga.actors.weights.source import gathered_buckets
         from quadriga.actors.weights.sync_client import WeightSyncClient
@@ -213,7 +213,7 @@ class ModelHost:
 
         return named_weights(self.model)
 
-    def save(self, folder: str) -> HostResult:
+    def save(self, folder: str) -> WorkerResult:
         """Write this rank's part of model and optimizer."""
         began = time.monotonic()
         try:
@@ -224,7 +224,7 @@ class ModelHost:
             raise self._unwritten(folder, error) from error
         return self._result(None, began)
 
-    def load(self, folder: str, steps: int, universal: str | None) -> HostResult:
+    def load(self, folder: str, steps: int, universal: str | None) -> WorkerResult:
         """Read this rank's part of model and optimizer back; `steps` were done before.
 
         universal: folder of the converted shards, where they were written by another number of ranks.
@@ -240,7 +240,7 @@ class ModelHost:
         self.steps = steps
         return self._result(None, began)
 
-    def export(self, folder: str, kind: str, extra: dict[str, Any]) -> HostResult:
+    def export(self, folder: str, kind: str, extra: dict[str, Any]) -> WorkerResult:
         """Rank 0 writes the model in Hugging Face layout; every rank takes part in the gathers."""
         from quadriga.actors.model.export import export_model
 
@@ -303,10 +303,10 @@ class ModelHost:
         first[tensors["cu_seqlens"][:-1].long()] = True
         return tensors | {"first": first}
 
-    def _still(self, before: dict[str, tuple[str, float]], lr: float) -> list[str]:
+    def _unchanged_parameters(self, before: dict[str, tuple[str, float]], lr: float) -> list[str]:
         """Trainable tensors that this step did not move though AdamW's first step (about lr) exceeds fp32 rounding."""
         after = self.engine.fingerprints()
         return [name for name, (digest, size) in before.items() if after[name][0] == digest and lr > size * 1.2e-7]
 
-    def _result(self, value: Any, began: float) -> HostResult:
-        return HostResult(value, time.monotonic() - began, memory_bytes(self.spec.device))
+    def _result(self, value: Any, began: float) -> WorkerResult:
+        return WorkerResult(value, time.monotonic() - began, memory_bytes(self.spec.device))

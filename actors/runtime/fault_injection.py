@@ -9,13 +9,15 @@ import subprocess
 from pathlib import Path
 
 
-class Injected(Exception):
+class InjectedFault(Exception):
     """An error that was asked for."""
 
 
-def suffer(action: str, seconds: float, thread: int | None) -> None:
-    """kill: SIGKILL. stop: SIGSTOP, for good. slow: SIGSTOP, and SIGCONT after `seconds`. disconnect: every TCP
-    connection of this process is shut down. raise: `Injected` is raised in `thread` (its ident), at its next bytecode.
+def inject_fault(action: str, seconds: float, thread: int | None) -> None:
+    """Have a fault in this process.
+
+    kill: SIGKILL. stop: SIGSTOP, for good. slow: SIGSTOP, and SIGCONT after `seconds`. disconnect: every TCP connection
+    of this process is shut down. raise: `InjectedFault` is raised in `thread` (its ident), at its next bytecode.
     """
     own = os.getpid()
     if action == "kill":
@@ -33,7 +35,7 @@ def suffer(action: str, seconds: float, thread: int | None) -> None:
                     connection.shutdown(socket.SHUT_RDWR)
     elif action == "raise":
         assert thread is not None, "this process has not started to work"
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Injected))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(InjectedFault))
 
 
 def _sockets() -> list[int]:

@@ -26,7 +26,7 @@ from quadriga.actors.runtime.device import process_environment, without_gpu
 from quadriga.actors.settings import ClusterSettings
 from quadriga.data.errors import Fault
 
-HOST_MODULES = (
+MODEL_MODULES = (
     "transformers.modeling_utils",
     "transformers.models.llama.modeling_llama",
     "deepspeed",
@@ -96,7 +96,7 @@ class ForkServer:
         ]
         with open(log, "ab") as output, listener:
             self.process = subprocess.Popen(
-                [*command, *HOST_MODULES],
+                [*command, *MODEL_MODULES],
                 env=os.environ | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

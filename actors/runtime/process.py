@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from quadriga.actors.runtime.device import process_environment
-from quadriga.actors.runtime.fault_injection import suffer
+from quadriga.actors.runtime.fault_injection import inject_fault
 from quadriga.actors.runtime.fork_server import worker_command
 
 
@@ -29,14 +29,14 @@ def take_over_output(path: str) -> None:
 
 
 def runtime_env(kind: str, device: str, threads: int) -> dict[str, Any]:
-    """Ray's `runtime_env` of a process. kind: `host` or `rollout`."""
+    """Ray's `runtime_env` of a process. kind: `model` or `rollout`."""
     return {"env_vars": process_environment(device, threads)} | worker_command(kind)
 
 
 def remote_process(cls: type, log: str, name: str) -> Any:
     """The class as a Ray actor class that runs in its own process: output goes to `log` before anything else happens.
 
-    Calls in the concurrency group `pulse` have a thread of their own.
+    Calls in the concurrency group `heartbeat` have a thread of their own.
     """
     import ray
 
@@ -46,13 +46,13 @@ def remote_process(cls: type, log: str, name: str) -> Any:
             threading.current_thread().name = name
             super().__init__(*arguments)
 
-        def pulse(self) -> tuple[str, int]:
+        def heartbeat(self) -> tuple[str, int]:
             """A sign of life: Ray's id of the node, and process id."""
             return ray.get_runtime_context().get_node_id(), os.getpid()
 
-        def suffer(self, action: str, seconds: float) -> None:
+        def inject_fault(self, action: str, seconds: float) -> None:
             """Have a fault, as a rehearsal."""
-            suffer(action, seconds, getattr(self, "working_thread", None))
+            inject_fault(action, seconds, getattr(self, "working_thread", None))
 
     Process.__name__ = Process.__qualname__ = cls.__name__
-    return ray.remote(concurrency_groups={"pulse": 1})(Process)
+    return ray.remote(concurrency_groups={"heartbeat": 1})(Process)

@@ -6,9 +6,9 @@ from typing import Any
 
 from quadriga.data.errors import Fault, Lost, UserError
 
-BEAT = 5.0
+HEARTBEAT_INTERVAL = 5.0
 """Seconds without an answer after which those who owe one are asked for a sign of life."""
-GRACE = 5.0
+GRACE_SECONDS = 5.0
 """Seconds that a failed call waits for a death that explains it: a dead rank's peers fail before it is missed."""
 
 
@@ -40,16 +40,16 @@ def gather(
     first: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Lost]]:
     """`wait_all` that returns (results, losses) by name, everybody's or, with `first`, up to the first loss."""
-    pulses = Pulses(actors or {}, phase, heartbeat)
+    heartbeats = Heartbeats(actors or {}, phase, heartbeat)
     pending, end = dict(refs), time.monotonic() + limit
-    beat = min(BEAT, (heartbeat or BEAT) / 3)
+    beat = min(HEARTBEAT_INTERVAL, (heartbeat or HEARTBEAT_INTERVAL) / 3)
     results: dict[str, Any] = {}
     lost: dict[str, Lost] = {}
     while pending and not (lost and first):
         left = end - time.monotonic()
         done, gone = poll(pending, phase, max(0.0, min(left, beat)))
         if not done and not gone:
-            gone = pulses.silent(pending)
+            gone = heartbeats.silent(pending)
             if not gone and left <= 0:
                 said = f"{phase}: no answer from {', '.join(pending)} within {limit:.0f} s"
                 gone = {name: Lost(said, phase, name) for name in pending}
@@ -82,15 +82,15 @@ def poll(refs: Mapping[str, Any], phase: str, timeout: float) -> tuple[dict[str,
                 raise cause from error
             losses[name] = Lost(f"{phase}: {name} failed: {type(cause).__name__}: {cause}", phase, name)
         except ray.exceptions.RayActorError as error:
-            losses[name] = Died(f"{phase}: {name} died: {_first_line(error)}", phase, name)
+            losses[name] = ProcessDied(f"{phase}: {name} died: {_first_line(error)}", phase, name)
     return results, losses
 
 
-class Died(Lost):
+class ProcessDied(Lost):
     """A process that is gone."""
 
 
-class Pulses:
+class Heartbeats:
     """Signs of life. A process that computes still answers, on a thread of its own; a stopped one does not."""
 
     def __init__(self, actors: Mapping[str, Any], phase: str, limit: float | None):
@@ -107,7 +107,7 @@ class Pulses:
         for name in names:
             if name not in self._actors:
                 continue
-            ref, since = self._asked.get(name) or (pulse(self._actors[name]), time.monotonic())
+            ref, since = self._asked.get(name) or (request_heartbeat(self._actors[name]), time.monotonic())
             self._asked[name] = ref, since
             if ray.wait([ref], timeout=0)[0]:
                 del self._asked[name]  # alive, or dead: then the call itself says so
@@ -117,19 +117,19 @@ class Pulses:
         return lost
 
 
-def pulse(actor: Any) -> Any:
+def request_heartbeat(actor: Any) -> Any:
     """Ask a process of ours for a sign of life; returns the reference of its answer."""
-    return actor.pulse.options(concurrency_group="pulse").remote()
+    return actor.heartbeat.options(concurrency_group="heartbeat").remote()
 
 
 def _cause(lost: dict[str, Lost], others: Mapping[str, Any], phase: str) -> Lost:
     """The loss that explains the others: a process that died, else the first that failed."""
-    end = time.monotonic() + GRACE
-    while not any(isinstance(loss, Died) for loss in lost.values()) and others and time.monotonic() < end:
+    end = time.monotonic() + GRACE_SECONDS
+    while not any(isinstance(loss, ProcessDied) for loss in lost.values()) and others and time.monotonic() < end:
         done, more = poll(others, phase, max(0.0, end - time.monotonic()))
         lost |= more
         others = {name: ref for name, ref in others.items() if name not in done | more}
-    return next((loss for loss in lost.values() if isinstance(loss, Died)), next(iter(lost.values())))
+    return next((loss for loss in lost.values() if isinstance(loss, ProcessDied)), next(iter(lost.values())))
 
 
 def _first_line(error: Exception) -> str:

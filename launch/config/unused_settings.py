@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
-from quadriga.actors.settings import ClusterSettings, HostSettings, OptimizerSettings, SamplingSettings
+from quadriga.actors.settings import ClusterSettings, ModelWorkerSettings, OptimizerSettings, SamplingSettings
 from quadriga.data.settings import Source
 from quadriga.launch.config.document import KeyPath, dotted
 from quadriga.orchestrator.settings import (
@@ -41,7 +41,7 @@ def idle_on_this_machine(cluster: ClusterSettings, cuda: bool) -> list[str]:
     """Keys of `cluster:` that were changed and do nothing on this kind of device. Reported, never an error."""
     if cuda:
         return []
-    roles = [name for name, field in ClusterSettings.model_fields.items() if field.annotation is HostSettings]
+    roles = [name for name, field in ClusterSettings.model_fields.items() if field.annotation is ModelWorkerSettings]
     keys: list[KeyPath] = [(role, key) for role in roles for key in ("gpus", "offload")]
     keys += [("rollout", "gpus"), ("rollout", "tensor_parallel")]
     return [f"`cluster.{dotted(key)}` has no effect without a GPU." for key in keys if _changed(cluster, key)]

@@ -141,7 +141,7 @@ class _Rank:
 
     @classmethod
     def of(cls, member: Member, stage: PlannedStage, device: str) -> "_Rank":
-        cluster, host = stage.cluster, stage.cluster.host(member.role)
+        cluster, host = stage.cluster, stage.cluster.model_worker(member.role)
         config = deepspeed_config(cluster, host, OptimizerSettings() if member.trained else None, device)
         return cls(
             member.shape,

@@ -131,7 +131,7 @@ def _stage_json(plan: Plan) -> dict[str, Any]:
     stage, cluster = plan.stage, plan.stage.cluster
     roles: dict[str, Any] = {}
     for member in stage.members:
-        host = cluster.host(member.role)
+        host = cluster.model_worker(member.role)
         roles[member.role] = {
             "parameters": member.shape.parameters(member.head),
             "trained": member.trained,

@@ -153,7 +153,7 @@ def step_time(stage: PlannedStage, device: str, speeds: Speeds) -> StepTime:
 
 
 def _call(stage: PlannedStage, member: Member, elements: Elements, budget: int, trains: bool) -> Call:
-    ranks = stage.cluster.host(member.role).ranks
+    ranks = stage.cluster.model_worker(member.role).ranks
     micro = micro_batches(elements, ranks, budget)
     return Call(member.shape, member.head, micro, ranks, element_size(stage.cluster), trains)
 
@@ -180,8 +180,11 @@ def _side_by_side(
             member.role: speeds.call(call, 1) for member, call in zip(members, calls, strict=True)
         }
         return max(sum(alone.get(role, 0.0) for role in set(gpu)) for host in seated(stage) for gpu in host)
-    ranks = [stage.cluster.host(member.role).ranks for member in stage.members]
-    given = [threads(stage.cluster.host(member.role).threads, cores(), min(cores(), sum(ranks))) for member in members]
+    ranks = [stage.cluster.model_worker(member.role).ranks for member in stage.members]
+    given = [
+        threads(stage.cluster.model_worker(member.role).threads, cores(), min(cores(), sum(ranks)))
+        for member in members
+    ]
     each = [(speeds.call(call, count), call.ranks, count) for call, count in zip(calls, given, strict=True)]
     return _on_cores(each, speeds.slowdown)
 

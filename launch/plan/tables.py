@@ -97,7 +97,7 @@ def _seconds(plan: Plan) -> Table:
 
 def _number(plan: Plan, role: str) -> int:
     cluster = plan.stage.cluster
-    return cluster.rollout.workers if role == "rollout" else cluster.host(role).ranks  # type: ignore[arg-type]
+    return cluster.rollout.workers if role == "rollout" else cluster.model_worker(role).ranks  # type: ignore[arg-type]
 
 
 def _counted(number: int) -> str:

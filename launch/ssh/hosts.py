@@ -73,10 +73,10 @@ class Host:
             process.communicate()
             raise HostFailure(self.name, f"no answer within {seconds:.0f} s") from None
         if process.returncode:
-            raise HostFailure(self.name, self.obituary(process.returncode, complaint))
+            raise HostFailure(self.name, self.describe_exit(process.returncode, complaint))
         return json.loads(said)
 
-    def obituary(self, code: int, complaint: str) -> str:
+    def describe_exit(self, code: int, complaint: str) -> str:
         """Why ssh or the interpreter there ended, in a sentence."""
         last = (complaint.strip().splitlines() or [f"exit code {code}"])[-1]
         if code == 255:
@@ -127,7 +127,7 @@ def meeting(
             assert process.stdout and process.stderr
             line = process.stdout.readline()
             if not line:
-                raise UserError(f"{host.name}: {host.obituary(process.wait(), process.stderr.read())}.")
+                raise UserError(f"{host.name}: {host.describe_exit(process.wait(), process.stderr.read())}.")
             found[host.name] = [(name, port) for name, port in json.loads(line)]
         return found
     finally:
@@ -164,7 +164,7 @@ def tunnel(head: Host, port: int) -> Iterator[str]:
         while not _listens(local):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
-                reason = head.obituary(process.wait(), process.communicate()[1])
+                reason = head.describe_exit(process.wait(), process.communicate()[1])
                 raise UserError(f"{head.name}: port {port} cannot be reached through ssh: {reason}.")
             time.sleep(0.1)
         keeper = threading.Thread(target=keep, daemon=True)

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-from quadriga.actors.settings import ClusterSettings, Role, Seated
+from quadriga.actors.settings import ClusterSettings, PlacedRole, Role
 from quadriga.data.errors import UserError
 
-Mode = str | Sequence[Sequence[Seated]]
+Mode = str | Sequence[Sequence[PlacedRole]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ ANYWHERE = Seat(None, 0, 0.0)
 
 def wishes_of(settings: ClusterSettings, roles: Sequence[Role], generates: bool) -> dict[str, Wish]:
     """What a stage with these models wants of the cluster, in the roles' order."""
-    hosts = {role: settings.host(role) for role in roles}
+    hosts = {role: settings.model_worker(role) for role in roles}
     wishes: dict[str, Wish] = {role: Wish(host.ranks, host.gpus, host.nodes) for role, host in hosts.items()}
     if generates:
         rollout = settings.rollout

@@ -8,12 +8,12 @@ from typing import Any
 
 from quadriga.actors.model.group import ActorGroup, start_groups
 from quadriga.actors.model.heads import ModelSpec
-from quadriga.actors.model.worker import HostSpec, ModelHost
+from quadriga.actors.model.worker import ModelWorker, ModelWorkerSpec
 from quadriga.actors.rollout.worker import RolloutWorker
 from quadriga.actors.runtime.device import cores, prepare_driver, resolve_device
 from quadriga.actors.runtime.fork_server import forking
 from quadriga.actors.runtime.process import remote_process, runtime_env
-from quadriga.actors.runtime.remote_calls import Died, gather, pulse
+from quadriga.actors.runtime.remote_calls import ProcessDied, gather, request_heartbeat
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
 from quadriga.data.errors import Fault, Lost, UserError
 from quadriga.data.rundir import RunDir
@@ -22,7 +22,7 @@ from quadriga.orchestrator.cluster.placement import crowd, fewest_cores, place, 
 from quadriga.orchestrator.cluster.reservations import Berths, machines
 
 START_ATTEMPTS = 3
-PULSE_SECONDS = 2.0
+HEARTBEAT_SECONDS = 2.0
 """How long a process may take to say that it is alive before it is taken for busy."""
 
 
@@ -87,7 +87,7 @@ class RolloutPlan:
 class Processes:
     """What a stage runs on the cluster: a group of hosts a role, a fleet of rollout workers, and how to make them anew.
 
-    host_classes: role -> another class to run in its processes. note: gets events (`RunDir.note`).
+    worker_classes: role -> another class to run in its processes. note: gets events (`RunDir.note`).
     Raises UserError when the cluster cannot hold them.
     """
 
@@ -97,12 +97,12 @@ class Processes:
         hostings: list[Hosting],
         rollout: RolloutPlan | None,
         logs: str,
-        host_classes: dict[str, type[ModelHost]] | None = None,
+        worker_classes: dict[str, type[ModelWorker]] | None = None,
         note: Callable[..., None] = lambda event, **fields: None,
     ):
         self.settings, self.device, self._logs = settings, resolve_device(settings.device), logs
         self._hostings = {hosting.role: hosting for hosting in hostings}
-        self._host_classes, self._rollout = host_classes or {}, rollout
+        self._host_classes, self._rollout = worker_classes or {}, rollout
         nodes = machines()
         wishes = wishes_of(settings, list(self._hostings), rollout is not None)
         placement = place(wishes, self.device, settings.placement, nodes)
@@ -153,8 +153,8 @@ class Processes:
         handles = {name: rank for group in self.groups.values() for name, rank in group.handles.items()}
         handles |= {worker.name: worker.handle for worker in self.fleet.workers}
         if handles:
-            refs = {name: pulse(handle) for name, handle in handles.items()}
-            self._known |= gather(refs, "whereabouts", PULSE_SECONDS)[0]
+            refs = {name: request_heartbeat(handle) for name, handle in handles.items()}
+            self._known |= gather(refs, "whereabouts", HEARTBEAT_SECONDS)[0]
         return self._known
 
     def note_whereabouts(self, run: RunDir) -> None:
@@ -167,9 +167,9 @@ class Processes:
 
     def dead_roles(self) -> set[Role]:
         """Roles of which a process is gone."""
-        refs = {name: pulse(rank) for group in self.groups.values() for name, rank in group.handles.items()}
-        _, lost = gather(refs, "recovery", PULSE_SECONDS) if refs else ({}, {})
-        return {self.role_of(name) for name, loss in lost.items() if isinstance(loss, Died)}
+        refs = {name: request_heartbeat(rank) for group in self.groups.values() for name, rank in group.handles.items()}
+        _, lost = gather(refs, "recovery", HEARTBEAT_SECONDS) if refs else ({}, {})
+        return {self.role_of(name) for name, loss in lost.items() if isinstance(loss, ProcessDied)}
 
     def role_of(self, name: str) -> Role:
         """`actor` of `actor 1`."""
@@ -187,9 +187,9 @@ class Processes:
         self._berths.close()
 
     def _group(self, hosting: Hosting) -> ActorGroup:
-        host = self.settings.host(hosting.role)
+        host = self.settings.model_worker(hosting.role)
         specs = [
-            HostSpec(
+            ModelWorkerSpec(
                 role=hosting.role,
                 rank=rank,
                 world=host.ranks,
@@ -201,9 +201,9 @@ class Processes:
             )
             for rank in range(host.ranks)
         ]
-        host_class = self._host_classes.get(hosting.role, ModelHost)
+        worker_class = self._host_classes.get(hosting.role, ModelWorker)
         seats = [self._berths.options(hosting.role, rank) for rank in range(host.ranks)]
-        return ActorGroup(specs, self._logs, seats, host_class)
+        return ActorGroup(specs, self._logs, seats, worker_class)
 
     def _launch(self, index: int) -> tuple[Any, Any]:
         """One rollout worker: its handle and the reference of its start."""
@@ -225,12 +225,12 @@ def processes(
     hostings: list[Hosting],
     rollout: RolloutPlan | None,
     logs: str,
-    host_classes: dict[str, type[ModelHost]] | None = None,
+    worker_classes: dict[str, type[ModelWorker]] | None = None,
     on_loss: Callable[[Lost], None] | None = None,
     note: Callable[..., None] = lambda event, **fields: None,
 ) -> Iterator[Processes]:
     """`Processes`, started, and ended with the block. on_loss: as in `Fleet`."""
-    running = Processes(settings, hostings, rollout, logs, host_classes, note)
+    running = Processes(settings, hostings, rollout, logs, worker_classes, note)
     if on_loss is not None:
         running.fleet.on_loss = on_loss
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from quadriga.actors.runtime.remote_calls import pulse, wait_all
+from quadriga.actors.runtime.remote_calls import request_heartbeat, wait_all
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.cluster.processes import Processes
 from quadriga.orchestrator.settings import FaultSettings, PlannedFault
@@ -74,12 +74,12 @@ class Injector:
         name = f"{fault.role} {fault.rank}"
         handle = self._running.handle(fault.role, fault.rank)
         try:
-            node, pid = wait_all({name: pulse(handle)}, "faults", REACH_SECONDS)[name]
+            node, pid = wait_all({name: request_heartbeat(handle)}, "faults", REACH_SECONDS)[name]
         except Exception as error:  # it is on its way out, or not up yet
             self._run.note("fault_called_off", key=key, reason=str(error))
             return
         self._note(key, fault, node, pid)
-        handle.suffer.options(concurrency_group="pulse").remote(fault.action, fault.seconds)
+        handle.inject_fault.options(concurrency_group="heartbeat").remote(fault.action, fault.seconds)
 
     def _note(self, key: str, fault: PlannedFault, node: str, pid: int) -> None:
         named: dict[str, Any] = {"action": fault.action, "role": fault.role, "rank": fault.rank, "step": fault.step}

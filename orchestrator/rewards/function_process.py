@@ -86,7 +86,7 @@ class JudgeProcess:
             try:
                 rest = rest[os.write(self._in, rest) :]
             except BrokenPipeError:
-                raise EOFError(self._obituary()) from None
+                raise EOFError(self._describe_exit()) from None
         return self._receive(deadline)
 
     def _receive(self, deadline: float) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class JudgeProcess:
             self._wait(deadline)
             part = os.read(self._out, min(count - len(data), 1 << 16))
             if not part:
-                raise EOFError(self._obituary())
+                raise EOFError(self._describe_exit())
             data += part
         return bytes(data)
 
@@ -114,11 +114,11 @@ class JudgeProcess:
             if poller.poll(0 if dead else max(0.0, min(left, 0.1)) * 1000):
                 return
             if dead:
-                raise EOFError(self._obituary())
+                raise EOFError(self._describe_exit())
             if left <= 0:
                 raise TimeoutError
 
-    def _obituary(self) -> str:
+    def _describe_exit(self) -> str:
         """How the process ended, when its pipe has."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(1.0)  # the pipe closes a moment before the exit code is known

@@ -39,7 +39,7 @@ class TrainingStage(ABC):
         self.state = RunState()
         self.timings: dict[str, float] = {}
         self.skipped: list[BadRow] = []
-        self.host_classes: dict[str, Any] = {}
+        self.worker_classes: dict[str, Any] = {}
 
     @abstractmethod
     def prepare(self) -> None:
@@ -99,7 +99,7 @@ class TrainingStage(ABC):
                 self.hostings(),
                 self.rollout(),
                 str(self.run.logs_dir),
-                self.host_classes,
+                self.worker_classes,
                 self.recovery.note,
                 self.run.note,
             ) as running,

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from quadriga.actors.model.group import Element, pack_elements
 from quadriga.actors.model.heads import ModelSpec
-from quadriga.actors.model.worker import HostSpec, ModelHost
-from quadriga.actors.settings import ClusterSettings, HostSettings, OptimizerSettings
+from quadriga.actors.model.worker import ModelWorker, ModelWorkerSpec
+from quadriga.actors.settings import ClusterSettings, ModelWorkerSettings, OptimizerSettings
 from quadriga.actors.weights.source import named_weights
 from quadriga.data.tokens.packing import pack
 from quadriga.kernels.attention import varlen_attention
@@ -49,16 +49,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make_host(folder: Path, dtype: str, stage: int, offload: str = "none") -> ModelHost:
+def make_host(folder: Path, dtype: str, stage: int, offload: str = "none") -> ModelWorker:
     """A one-rank actor on the GPU."""
-    cluster = ClusterSettings(device="cuda", dtype=dtype, actor=HostSettings(zero_stage=stage, offload=offload))
+    cluster = ClusterSettings(device="cuda", dtype=dtype, actor=ModelWorkerSettings(zero_stage=stage, offload=offload))
     optimizer = OptimizerSettings(lr=LR, max_grad_norm=NORM)
-    host = ModelHost(HostSpec("actor", 0, 1, ModelSpec(str(folder), "logprobs"), cluster, "cuda", 4, optimizer))
+    host = ModelWorker(
+        ModelWorkerSpec("actor", 0, 1, ModelSpec(str(folder), "logprobs"), cluster, "cuda", 4, optimizer)
+    )
     host.start(("127.0.0.1", free_port()))
     return host
 
 
-def run_steps(host: ModelHost) -> list[tuple[float, float]]:
+def run_steps(host: ModelWorker) -> list[tuple[float, float]]:
     """The three reference steps; (loss, gradient norm) of each."""
     loss, history = PolicyClip(CLIP), []
     for elements in batches():

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import broken_hosts
+import broken_workers
 import pytest
 import ray
 from tiny import stage
@@ -26,13 +26,13 @@ def live(
     ray_cluster: None, made_model: Path, made_reward: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Ppo, Path]]:
     """A PPO stage whose processes run, and the folder of the weights and optimizer states they started with."""
-    ray.cloudpickle.register_pickle_by_value(broken_hosts)  # the actors' processes cannot import it
+    ray.cloudpickle.register_pickle_by_value(broken_workers)  # the actors' processes cannot import it
     folder = tmp_path_factory.mktemp("live")
     settings = build(stage("ppo", folder, made_model, made_reward))
     ppo = Ppo(settings, RunDir.create(settings.run_dir))
     ppo.prepare()
     ppo.progress = StageProgress("ppo", "broken")
-    hosts = dict.fromkeys(("actor", "critic", "reference"), broken_hosts.BrokenHost)
+    hosts = dict.fromkeys(("actor", "critic", "reference"), broken_workers.BrokenWorker)
     with processes(settings.cluster, ppo.hostings(), ppo.rollout(), str(ppo.run.logs_dir), hosts) as ppo.running:
         ppo.injector = Injector(settings.faults, ppo.run, ppo.running)
         ppo.watchdog = Watchdog(1e9, lambda: None, lambda reason: None)

@@ -10,7 +10,7 @@ from tiny import CLUSTER
 
 from quadriga.actors.model.group import ActorGroup, Element, start_groups
 from quadriga.actors.model.heads import ModelSpec
-from quadriga.actors.model.worker import HostSpec
+from quadriga.actors.model.worker import ModelWorkerSpec
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings
 from quadriga.data.rundir import RunDir
 from quadriga.kernels.losses import PolicyClip
@@ -26,7 +26,7 @@ def group(ranks: int, model: Path, logs: Path) -> ActorGroup:
     """An actor on so many ZeRO-3 ranks, more than there are cores if need be."""
     cluster, optimizer = ClusterSettings.model_validate(CLUSTER), OptimizerSettings(lr=LR, weight_decay=0.1)
     spec = ModelSpec(str(model), "logprobs")
-    specs = [HostSpec("actor", rank, ranks, spec, cluster, "cpu", 1, optimizer) for rank in range(ranks)]
+    specs = [ModelWorkerSpec("actor", rank, ranks, spec, cluster, "cpu", 1, optimizer) for rank in range(ranks)]
     made = ActorGroup(specs, str(logs), [{"num_cpus": 0}] * ranks)
     start_groups([made])
     return made

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from quadriga.actors.runtime.process import remote_process
-from quadriga.actors.runtime.remote_calls import Died, gather, pulse, wait_all
+from quadriga.actors.runtime.remote_calls import ProcessDied, gather, request_heartbeat, wait_all
 from quadriga.data.errors import Fault, Lost, UserError
 
 pytestmark = pytest.mark.integration
@@ -50,20 +50,20 @@ def start(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_a_death_explains_the_failure_of_its_peers(start: Callable[[], Any]) -> None:
     """A rank whose peer was killed fails before the death is known; the death is what is told."""
     dying, failing = start(), start()
-    pid = wait_all({"a": pulse(dying), "b": pulse(failing)}, "start", 60)["a"][1]
+    pid = wait_all({"a": request_heartbeat(dying), "b": request_heartbeat(failing)}, "start", 60)["a"][1]
     refs = {"actor 1": failing.fail.remote(RuntimeError("connection closed by peer")), "actor 0": dying.nap.remote(60)}
     time.sleep(0.5)
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(Died, match=r"update: actor 0 died: .*") as lost:
+    with pytest.raises(ProcessDied, match=r"update: actor 0 died: .*") as lost:
         wait_all(refs, "update", 60)
     assert (lost.value.phase, lost.value.actor) == ("update", "actor 0")
     assert "Some common causes" not in str(lost.value)
 
 
-def test_a_stopped_process_is_named_by_its_missing_pulse(start: Callable[[], Any]) -> None:
+def test_a_stopped_process_is_named_by_its_missing_heartbeat(start: Callable[[], Any]) -> None:
     """Long before the limit, and though the one that waits for it cannot answer either."""
     stopped, waiting = start(), start()
-    pid = wait_all({"a": pulse(stopped), "b": pulse(waiting)}, "start", 60)["a"][1]
+    pid = wait_all({"a": request_heartbeat(stopped), "b": request_heartbeat(waiting)}, "start", 60)["a"][1]
     refs = {"actor 0": waiting.nap.remote(60), "actor 1": stopped.nap.remote(0.1)}
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
@@ -81,7 +81,7 @@ def test_a_busy_process_is_not_a_silent_one(start: Callable[[], Any]) -> None:
 
 def test_the_limit_names_who_is_late(start: Callable[[], Any]) -> None:
     one, other = start(), start()
-    wait_all({"a": pulse(one), "b": pulse(other)}, "start", 60)
+    wait_all({"a": request_heartbeat(one), "b": request_heartbeat(other)}, "start", 60)
     with pytest.raises(Lost, match="save: no answer from critic 0 within 2 s") as lost:
         wait_all({"actor 0": one.nap.remote(0), "critic 0": other.nap.remote(30)}, "save", 2)
     assert lost.value.actor == "critic 0"
@@ -100,7 +100,7 @@ def test_stacks_go_to_the_log_of_a_process(start: Callable[[], Any], tmp_path: P
     from quadriga.orchestrator.faults.watchdog import dump_stacks
 
     actor = start()
-    node, pid = wait_all({"a": pulse(actor)}, "start", 60)["a"]
+    node, pid = wait_all({"a": request_heartbeat(actor)}, "start", 60)["a"]
     ref = actor.nap.remote(3)
     time.sleep(0.5)
     dump_stacks(tmp_path / "driver.txt", [(node, pid), (node, 2**22 - 1), ("ab" * 28, 7)])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import recording_hosts
+import recording_workers
 import torch
 from plain_ppo import CLIP, LR, NORM, PlainRun, batches, plain_torch
 from safetensors.torch import load_file
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from quadriga.actors.model.group import ActorGroup, Element
 from quadriga.actors.model.heads import ModelSpec
-from quadriga.actors.settings import ClusterSettings, HostSettings, OptimizerSettings
+from quadriga.actors.settings import ClusterSettings, ModelWorkerSettings, OptimizerSettings
 from quadriga.actors.weights.source import named_weights
 from quadriga.data.errors import Fault
 from quadriga.data.tokens.packing import plan
@@ -90,7 +90,7 @@ def test_three_steps_are_the_same_everywhere(
     ray_cluster: None, made_model: Path, made_reward: Path, tmp_path: Path, ranks: int, stage: int
 ) -> None:
     """Losses, gradients and their norms within 1e-5 relative, weights within 2e-6."""
-    host = HostSettings(ranks=ranks, zero_stage=stage)
+    host = ModelWorkerSettings(ranks=ranks, zero_stage=stage)
     cluster = ClusterSettings(actor=host, critic=host, persistence_threshold=0)
     optimizer = OptimizerSettings(lr=LR, max_grad_norm=NORM)
     start = {"actor": made_model, "critic": made_reward}
@@ -99,8 +99,8 @@ def test_three_steps_are_the_same_everywhere(
         Hosting("critic", ModelSpec(str(made_reward), "scalar", bias=0.5), optimizer),
     ]
     expected = {role: plain_torch(path, role) for role, path in start.items()}
-    ray.cloudpickle.register_pickle_by_value(recording_hosts)  # the actors' processes cannot import it
-    recording = dict.fromkeys(start, recording_hosts.RecordingHost)
+    ray.cloudpickle.register_pickle_by_value(recording_workers)  # the actors' processes cannot import it
+    recording = dict.fromkeys(start, recording_workers.RecordingWorker)
     with processes(cluster, hostings, None, str(tmp_path / "logs"), recording) as running:
         for role, group in running.groups.items():
             if stage == 3:
@@ -126,7 +126,7 @@ def test_gradient_that_is_not_finite_changes_nothing(
     ray_cluster: None, made_model: Path, tmp_path: Path, stage: int, dtype: str
 ) -> None:
     """One advantage is inf in the second step: the step stops, and the weights stay those of the first, to the byte."""
-    cluster = ClusterSettings(actor=HostSettings(zero_stage=stage), persistence_threshold=0, dtype=dtype)
+    cluster = ClusterSettings(actor=ModelWorkerSettings(zero_stage=stage), persistence_threshold=0, dtype=dtype)
     spec = ModelSpec(str(made_model), "logprobs")
     hostings = [Hosting("actor", spec, OptimizerSettings(lr=LR, max_grad_norm=NORM))]
     loss = PolicyClip(CLIP)

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from quadriga.actors.runtime.fault_injection import suffer
+from quadriga.actors.runtime.fault_injection import inject_fault
 
 PROGRAM = """
 import sys, threading, time
-from quadriga.actors.runtime.fault_injection import Injected, suffer
+from quadriga.actors.runtime.fault_injection import InjectedFault, inject_fault
 print("ready", flush=True)
 try:
-    timer = threading.Timer(0.1, suffer, (sys.argv[1], 1.0, threading.get_ident()))
+    timer = threading.Timer(0.1, inject_fault, (sys.argv[1], 1.0, threading.get_ident()))
     timer.start()
     for _ in range(40):
         time.sleep(0.05)
     print("lived", flush=True)
-except Injected:
+except InjectedFault:
     print("raised", flush=True)
 """
 
@@ -76,9 +76,9 @@ def test_raise_reaches_the_thread_that_works() -> None:
 def test_disconnect_ends_tcp_connections_and_no_other() -> None:
     program = """
 import socket, sys
-from quadriga.actors.runtime.fault_injection import suffer
+from quadriga.actors.runtime.fault_injection import inject_fault
 tcp, pair = socket.create_connection(("127.0.0.1", int(sys.argv[1]))), socket.socketpair()
-suffer("disconnect", 0.0, None)
+inject_fault("disconnect", 0.0, None)
 pair[0].sendall(b"x")
 print(repr(tcp.recv(1)), pair[1].recv(1))
 """
@@ -93,4 +93,4 @@ print(repr(tcp.recv(1)), pair[1].recv(1))
 
 def test_nothing_is_raised_in_a_process_that_does_not_work_yet() -> None:
     with pytest.raises(AssertionError, match="has not started to work"):
-        suffer("raise", 0.0, None)
+        inject_fault("raise", 0.0, None)

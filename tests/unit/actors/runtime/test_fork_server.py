@@ -104,7 +104,7 @@ def test_a_server_forks_another_that_knows_more(server: tuple[str, "subprocess.P
 
 def test_a_driver_that_was_killed_leaves_no_server_and_no_socket(tmp_path: Path) -> None:
     code = (
-        "import time; from quadriga.actors.runtime import fork_server; fork_server.HOST_MODULES = ('fractions',)\n"
+        "import time; from quadriga.actors.runtime import fork_server; fork_server.MODEL_MODULES = ('fractions',)\n"
         "server = fork_server.ForkServer({}); print(server.process.pid, server._folder, flush=True); time.sleep(60)"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path)}

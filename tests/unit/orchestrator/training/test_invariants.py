@@ -11,7 +11,7 @@ from tiny import demonstrations, prompts
 from quadriga.actors.model import group
 from quadriga.actors.model.group import ActorGroup, Element
 from quadriga.actors.model.heads import ModelSpec
-from quadriga.actors.model.worker import HostSpec
+from quadriga.actors.model.worker import ModelWorkerSpec
 from quadriga.actors.settings import ClusterSettings
 from quadriga.actors.weights.bucket import Bucket, pack_bucket, unpack_bucket
 from quadriga.data.errors import Fault, UserError
@@ -109,7 +109,7 @@ def test_padding_is_never_told_from_content(tmp_path: Path) -> None:
 def test_ranks_with_other_numbers_of_micro_batches_are_never_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their collectives would wait for each other until the deadline."""
     hosts = object.__new__(ActorGroup)
-    spec = HostSpec("actor", 0, 2, ModelSpec("m", "logprobs"), ClusterSettings(), "cpu", 1)
+    spec = ModelWorkerSpec("actor", 0, 2, ModelSpec("m", "logprobs"), ClusterSettings(), "cpu", 1)
     hosts.specs, hosts.role, hosts.world, hosts.ranks = [spec, spec], "actor", 2, []
     monkeypatch.setattr(group, "plan", lambda *_: BatchPlan([[[0], [1]], [[2]]]))
     with pytest.raises(Fault, match=r"update: the ranks were given different numbers of micro-batches: \[1, 2\]"):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from quadriga.actors.model.worker import ModelHost
+from quadriga.actors.model.worker import ModelWorker
 
 
-class RecordingHost(ModelHost):
+class RecordingWorker(ModelWorker):
     """Rank 0 saves the whole gradients, before clipping, as <folder>/step-<n>.safetensors."""
 
     folder: Path | None = None

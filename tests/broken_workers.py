@@ -3,10 +3,10 @@
 import os
 from typing import Any
 
-from quadriga.actors.model.worker import HostResult, ModelHost
+from quadriga.actors.model.worker import ModelWorker, WorkerResult
 
 
-class BrokenHost(ModelHost):
+class BrokenWorker(ModelWorker):
     """Does as it should until `break_` names a fault."""
 
     fault = ""
@@ -33,13 +33,13 @@ class BrokenHost(ModelHost):
             return [(name.replace(k := name.split(".")[-2], swap.get(k, k)), tensor) for name, tensor in names]
         return names
 
-    def forward_logprobs(self, batches: Any, temperature: float) -> HostResult:
+    def forward_logprobs(self, batches: Any, temperature: float) -> WorkerResult:
         result = super().forward_logprobs(batches, temperature)
         if self.fault == "other log-probs":
             result.value = [(logprobs * 1.01, entropy) for logprobs, entropy in result.value]
         return result
 
-    def update(self, batches: Any, loss: Any, normalizer: float, lr: float, temperature: float) -> HostResult:
+    def update(self, batches: Any, loss: Any, normalizer: float, lr: float, temperature: float) -> WorkerResult:
         if self.fault == "other temperature":
             temperature *= 1.1
         return super().update(batches, loss, normalizer, lr, temperature)
