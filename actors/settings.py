@@ -1,4 +1,4 @@
-"""Settings of what runs inside actors: models, optimizers, sampling, judges, and `cluster:` (hardware)."""
+"""Settings of what runs inside actors: models, optimizers, sampling, reward functions, and `cluster:` (hardware)."""
 
 from typing import Any, Literal
 
@@ -52,7 +52,7 @@ class SamplingSettings(Settings):
 
 
 class AnswerFunction(Settings):
-    """A Python function that judges answers, run in subprocesses that can be killed."""
+    """A Python function that scores answers, run in subprocesses that can be killed."""
 
     function: str = Field(pattern=r"^[\w.]+:\w+$")
     """`module:function`, called with a list of {"prompt", "messages", "response", "meta"}; returns one result each."""
@@ -60,7 +60,7 @@ class AnswerFunction(Settings):
     """Seconds for one call (a chunk of answers)."""
     processes: int = Field(1, ge=1)
     retries: int = Field(1, ge=0)
-    """How often a failed answer is judged again, by itself, after an exception, a death or a time-out."""
+    """How often scoring of a failed answer is repeated, by itself, after an exception, a death or a time-out."""
     drop: Literal["answer", "group"] = "answer"
     """What goes when an answer fails for good (it is never scored 0): itself, or all answers to its prompt."""
     max_error_rate: float = Field(0.1, ge=0, le=1)

@@ -92,7 +92,7 @@ class RunDir:
 
         An attempt before it that did not say how it ended was killed; that is noted too.
         """
-        self.forget("stop")
+        self.clear_request("stop")
         attempts = self.read_run().get("attempts", [])
         if attempts and attempts[-1]["status"] == "running":
             attempts[-1] |= {"status": "lost", "error": "the driver ended without a word: killed, or its machine lost"}
@@ -132,7 +132,7 @@ class RunDir:
             file.flush()
             yield
 
-    def ask(self, what: str, value: Any = True) -> None:
+    def request(self, what: str, value: Any = True) -> None:
         """Ask the process that runs here for something; any process that sees the folder may. It looks every step.
 
         what: `stop`, or `rollout` with the number of workers to have.
@@ -141,7 +141,7 @@ class RunDir:
         folder.mkdir(exist_ok=True)
         write_json_atomic(folder / f"{what}.json", value)
 
-    def asked(self, what: str) -> Any:
+    def requested(self, what: str) -> Any:
         """What was asked for here, or of the pipeline that this is a stage of; None when nothing was."""
         for folder in self._with_pipeline():
             try:
@@ -165,7 +165,7 @@ class RunDir:
     def _with_pipeline(self) -> list[Path]:
         return [self.path, self.path.parent.parent] if self.path.parent.name.startswith("round-") else [self.path]
 
-    def forget(self, what: str) -> None:
+    def clear_request(self, what: str) -> None:
         """A request of this folder is done with, or from before this attempt."""
         (self.path / "requests" / f"{what}.json").unlink(missing_ok=True)
 

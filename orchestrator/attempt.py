@@ -58,12 +58,12 @@ def _attempt(run_dir: RunDir, settings: Any, progress: StageProgress, replay: Re
     try:
         finished = _stage(settings, run_dir).execute(progress, replay)
     except BaseException as error:
-        raise noted(run_dir, error) from None
+        raise record_failure(run_dir, error) from None
     run_dir.end_attempt("finished" if finished else "interrupted")
     return finished
 
 
-def noted(run_dir: RunDir, error: BaseException) -> BaseException:
+def record_failure(run_dir: RunDir, error: BaseException) -> BaseException:
     """Write down how an attempt ended; returns what to raise: a disk that cannot be written is a Fault."""
     if isinstance(error, OSError) and error.errno in DISK:
         error = Fault(

@@ -21,7 +21,7 @@ NO_POLICY = ("ForSequenceClassification", "ForTokenClassification")
 
 
 @dataclass(frozen=True)
-class Target:
+class ResolvedModel:
     """A model that somebody named. folder: where its config.json is. run: the run it came from, if it came from one."""
 
     name: str
@@ -78,7 +78,7 @@ class Target:
         return value if isinstance(value, dict) else {}
 
 
-def find_model(name: str, kind: Kind = "policy") -> Target:
+def find_model(name: str, kind: Kind = "policy") -> ResolvedModel:
     """The model that `name` stands for: a model folder, a checkpoint, a run (its export, or the newest checkpoint's
     while there is none) or a pipeline (its export, or that of the newest stage that has one).
 
@@ -100,7 +100,7 @@ def find_model(name: str, kind: Kind = "policy") -> Target:
         wanted = "a causal language model" if kind == "policy" else "a reward model"
         raise UserError(f"{name} is a {architectures}, and {wanted} is needed. Give the folder of one.")
     above = [folder, *folder.parents][:LEVELS]
-    return Target(name, str(folder), next((RunDir(p) for p in above if (p / "run.json").is_file()), None))
+    return ResolvedModel(name, str(folder), next((RunDir(p) for p in above if (p / "run.json").is_file()), None))
 
 
 def stage_runs(pipeline: Path) -> list[RunDir]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from quadriga.data.errors import UserError
 from quadriga.data.rundir import RunDir
-from quadriga.orchestrator.attempt import INTERRUPTED, noted, run_stage, versions
+from quadriga.orchestrator.attempt import INTERRUPTED, record_failure, run_stage, versions
 from quadriga.orchestrator.cluster.processes import connected
 from quadriga.orchestrator.settings import PipelineStage, StageEntry
 
@@ -25,7 +25,7 @@ LISTS = ("earlier_rankings",)
 
 
 @dataclass(frozen=True)
-class Done:
+class FinishedStage:
     """One stage that was run (or found finished): its entry's name, its kind, its round and its directory."""
 
     name: str
@@ -46,7 +46,7 @@ def run_pipeline(pipeline: PipelineStage, run: RunDir, build: Callable[..., Any]
     """
     run.start_attempt(versions())
     run.write_config(pipeline.model_dump(mode="json"))
-    done: list[Done] = []
+    done: list[FinishedStage] = []
     try:
         with connected(pipeline.cluster):
             for round_, entry in schedule(pipeline):
@@ -55,11 +55,11 @@ def run_pipeline(pipeline: PipelineStage, run: RunDir, build: Callable[..., Any]
                 if not run_stage(settings, RunDir.create(folder), allowed):
                     run.end_attempt("interrupted")
                     return INTERRUPTED
-                done.append(Done(entry.name, settings.stage, round_, RunDir(folder)))
+                done.append(FinishedStage(entry.name, settings.stage, round_, RunDir(folder)))
             publish_results(run, done)
             _evaluate(pipeline, run, done)
     except BaseException as error:
-        raise noted(run, error) from None
+        raise record_failure(run, error) from None
     run.end_attempt("finished")
     return 0
 
@@ -71,7 +71,7 @@ def schedule(pipeline: PipelineStage) -> Iterator[tuple[int, StageEntry]]:
         yield from ((number, entry) for entry in pipeline.repeat)
 
 
-def resolve_inputs(entry: StageEntry, done: list[Done]) -> dict[str, Any]:
+def resolve_inputs(entry: StageEntry, done: list[FinishedStage]) -> dict[str, Any]:
     """An entry's inputs as paths: the newest output of that name, of a list of names the first that exists.
 
     Raises UserError when an input names no earlier stage's output.
@@ -90,7 +90,7 @@ def resolve_inputs(entry: StageEntry, done: list[Done]) -> dict[str, Any]:
     return resolved
 
 
-def publish_results(run: RunDir, done: list[Done]) -> None:
+def publish_results(run: RunDir, done: list[FinishedStage]) -> None:
     """Copy the newest policy, critic and reward model to the pipeline's own export/."""
     import shutil
 
@@ -106,14 +106,19 @@ def publish_results(run: RunDir, done: list[Done]) -> None:
         publish(temporary, run.export_dir / name)
 
 
-def _outputs(name: str, done: list[Done]) -> list[str]:
+def _outputs(name: str, done: list[FinishedStage]) -> list[str]:
     """Outputs called `<entry>.<output>`, newest first."""
     entry, _, output = name.partition(".")
     return [d.output(output) for d in reversed(done) if d.name == entry and output in OUTPUTS[d.stage]]
 
 
 def _settings(
-    pipeline: PipelineStage, entry: StageEntry, round_: int, folder: Path, done: list[Done], build: Callable[..., Any]
+    pipeline: PipelineStage,
+    entry: StageEntry,
+    round_: int,
+    folder: Path,
+    done: list[FinishedStage],
+    build: Callable[..., Any],
 ) -> Any:
     """The entry's stage with its inputs, its own directory, its round's seed and the pipeline's W&B group."""
     inputs = resolve_inputs(entry, done)
@@ -128,7 +133,7 @@ def _settings(
     return build(config, inputs)
 
 
-def _evaluate(pipeline: PipelineStage, run: RunDir, done: list[Done]) -> None:
+def _evaluate(pipeline: PipelineStage, run: RunDir, done: list[FinishedStage]) -> None:
     if pipeline.evaluation is None:
         return
     from quadriga.orchestrator.evaluation.report import summary
@@ -139,7 +144,7 @@ def _evaluate(pipeline: PipelineStage, run: RunDir, done: list[Done]) -> None:
     summary(run, stages, rewards[-1] if rewards else None, pipeline.evaluation, pipeline.cluster, pipeline.seed)
 
 
-def label(stage: Done, among: list[Done]) -> str:
+def label(stage: FinishedStage, among: list[FinishedStage]) -> str:
     """A stage's name, with its round where several have that name."""
     several = sum(d.name == stage.name for d in among) > 1
     return f"{stage.name}-{stage.round}" if several else stage.name

@@ -14,7 +14,7 @@ def run(stage: Any, build: Callable[..., Any] | None = None, allowed: Sequence[s
 
     build: makes a stage from a pipeline entry's config and inputs. A finished run is left as it is. allowed: keys of
     the config that may differ from those the run began with, though they alter training.
-    Raises UserError for bad input and Fault when something broke; both are noted in run.json first.
+    Raises UserError for bad input and Fault when something broke; both are record_failure in run.json first.
     """
     run_dir = RunDir.create(stage.run_dir or f"runs/{stage.name}")
     with run_dir.locked():

@@ -36,14 +36,14 @@ class CheckpointSettings(Settings):
 Action = Literal["kill", "stop", "slow", "raise", "disconnect"]
 """SIGKILL; SIGSTOP; SIGSTOP, and SIGCONT after some seconds; an exception; all TCP connections shut down."""
 
-Target = Literal["actor", "critic", "reference", "reward", "rollout", "driver"]
+FaultTarget = Literal["actor", "critic", "reference", "reward", "rollout", "driver"]
 
 
 class PlannedFault(Settings):
     """One fault, once."""
 
     action: Action
-    role: Target
+    role: FaultTarget
     rank: int = Field(0, ge=0)
     """Rank of a model, number of a rollout worker."""
     step: int = Field(ge=1)
@@ -69,14 +69,14 @@ class RandomFaults(Settings):
     rate: float = Field(0.1, ge=0, le=1)
     """Chance of a fault in a step."""
     actions: list[Action] = Field(["kill"], min_length=1)
-    roles: list[Target] = Field(["actor", "critic", "reference", "reward", "rollout"], min_length=1)
+    roles: list[FaultTarget] = Field(["actor", "critic", "reference", "reward", "rollout"], min_length=1)
     """The driver, where it is among them, is killed whatever the action."""
     within: float = Field(2.0, ge=0)
     """Seconds after the begin of the step in which it happens."""
 
 
 class FaultSettings(Settings):
-    """A rehearsal: faults to have on purpose. Each is noted in run.json as it happens, and happens once."""
+    """A rehearsal: faults to have on purpose. Each is recorded in run.json as it happens, and happens once."""
 
     planned: list[PlannedFault] = []
     random: RandomFaults | None = None

@@ -98,7 +98,7 @@ def _judge(kind: str, topic: str, response: str) -> dict[str, float]:
 
 
 def gold(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Judge answers to pocket-assistant prompts.
+    """Score answers to pocket-assistant prompts.
 
     Args:
         rows: {"prompt", "messages", "response", "meta"}; meta holds the prompt row's `kind` and `topic`.

@@ -13,8 +13,8 @@ from quadriga.launch.config.error_messages import nearest, summary
 from quadriga.launch.config.load import build, is_placeholder, placeholders
 from quadriga.launch.config.unused_settings import idle_on_this_machine
 from quadriga.orchestrator.algorithms.advantages import ESTIMATORS
-from quadriga.orchestrator.cluster.placement import Machine, Placement, place, wishes_of
-from quadriga.orchestrator.rewards.function_pool import Judge
+from quadriga.orchestrator.cluster.placement import Machine, Placement, place, resource_requests
+from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
 from quadriga.orchestrator.settings import (
     GeneratingStage,
     PipelineStage,
@@ -165,13 +165,13 @@ def _placeable(stage: Any) -> None:
     device = ("cuda" if gpu_count() else "cpu") if cluster.device == "auto" else cluster.device
     if device == "cuda" and not gpu_count():
         raise UserError("`cluster.device` is cuda, but torch finds no GPU here. Set it to cpu, or join a cluster.")
-    seat(stage, device, [Machine("this machine", cores(), gpu_count())])
+    slot(stage, device, [Machine("this machine", cores(), gpu_count())])
 
 
-def seat(stage: Any, device: str, machines: Sequence[Machine]) -> Placement:
+def slot(stage: Any, device: str, machines: Sequence[Machine]) -> Placement:
     """Where every process of a stage would sit. Raises UserError when the machines cannot hold them."""
-    wishes = wishes_of(stage.cluster, _roles(stage), isinstance(stage, GeneratingStage))
-    return place(wishes, device, stage.cluster.placement, machines)
+    requests = resource_requests(stage.cluster, _roles(stage), isinstance(stage, GeneratingStage))
+    return place(requests, device, stage.cluster.placement, machines)
 
 
 def single_stages(stage: Any) -> list[Any]:
@@ -184,9 +184,9 @@ def single_stages(stage: Any) -> list[Any]:
 def _roles(stage: Any) -> list[Role]:
     """The models that a stage keeps in processes of their own."""
     if isinstance(stage, PpoStage):
-        judged: list[Role] = ["reward"] if stage.reward.path else []
+        score_samples: list[Role] = ["reward"] if stage.reward.path else []
         valued: list[Role] = ["critic"] if _has_critic(stage) else []
-        return ["actor", *valued, "reference", *judged]
+        return ["actor", *valued, "reference", *score_samples]
     if isinstance(stage, RewardStage):
         return ["reward"]
     return ["actor"] if isinstance(stage, TrainStage) else []
@@ -198,7 +198,7 @@ def _has_critic(stage: PpoStage) -> bool:
 
 def _function_imports(function: AnswerFunction) -> str:
     """In a subprocess, as the run itself does it: importing a user's module may do anything."""
-    Judge(function.model_copy(update={"processes": 1})).close()
+    RewardFunctionPool(function.model_copy(update={"processes": 1})).close()
     return f"function {function.function} imports"
 
 

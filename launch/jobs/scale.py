@@ -26,7 +26,7 @@ def scale_here(run: RunDir, workers: int) -> None:
     """Ask the run in a directory on this machine. Raises UserError when nothing runs there, or it samples nothing."""
     if not run.in_use():
         raise UserError(f"Nothing is running in {run.path}: set cluster.rollout.workers when you run it again.")
-    run.ask("rollout", workers)
+    run.request("rollout", workers)
 
 
 def scale_job(client: Any, job: Any, workers: int) -> None:

@@ -59,8 +59,8 @@ def _ask_until_it_ends(run: RunDir, begin_seconds: float) -> None:
     seen, deadline = False, time.monotonic() + begin_seconds
     while (held := run.in_use()) or (not seen and time.monotonic() < deadline):
         seen |= held
-        if run.path.is_dir() and run.asked("stop") is None:
-            run.ask("stop")
+        if run.path.is_dir() and run.requested("stop") is None:
+            run.request("stop")
         time.sleep(LOOK_EVERY)
 
 

@@ -33,7 +33,7 @@ from quadriga.launch.plan.memory import element_size
 from quadriga.launch.plan.seconds import Call, Generation
 from quadriga.launch.plan.shapes import ModelShape, shape_of
 from quadriga.launch.plan.work import micro_batches
-from quadriga.orchestrator.cluster.processes import Hosting, Processes, RolloutPlan, connected, processes
+from quadriga.orchestrator.cluster.processes import ModelUse, Processes, RolloutPlan, connected, processes
 from quadriga.orchestrator.rollout.pool import RolloutPool
 
 MODELS = ((2, 64, 128, 2, 512), (6, 128, 384, 4, 1024), (2, 320, 896, 5, 4096))
@@ -156,14 +156,14 @@ class _Bench:
 def _bench(shape: ModelShape, path: str, cluster: ClusterSettings, logs: str) -> Iterator[_Bench]:
     """A bench whose processes are warm, and end with the block."""
     spec, optimizer = ModelSpec(path, "logprobs"), OptimizerSettings()
-    hostings = [Hosting("actor", spec, optimizer)]
+    uses = [ModelUse("actor", spec, optimizer)]
     if cluster.device == "cpu":
-        hostings += [Hosting("critic", spec, optimizer), Hosting("reward", spec, optimizer), Hosting("reference", spec)]
-    with processes(cluster, hostings, RolloutPlan(path, 2 * BUDGET, load=False), logs) as running:
+        uses += [ModelUse("critic", spec, optimizer), ModelUse("reward", spec, optimizer), ModelUse("reference", spec)]
+    with processes(cluster, uses, RolloutPlan(path, 2 * BUDGET, load=False), logs) as running:
         bench = _Bench(running, shape, element_size(cluster), RolloutPool(running.fleet, (), lambda ids: ""))
-        for hosting in hostings:  # first calls compile, trace and check
-            for kind in KINDS if hosting.optimizer is not None else KINDS[:1]:
-                bench.call(hosting.role, kind, LENGTHS[0])
+        for use in uses:  # first calls compile, trace and check
+            for kind in KINDS if use.optimizer is not None else KINDS[:1]:
+                bench.call(use.role, kind, LENGTHS[0])
         bench.sync()
         bench.generate(4, 4)
         yield bench

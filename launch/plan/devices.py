@@ -11,7 +11,7 @@ from quadriga.actors.settings import ClusterSettings
 from quadriga.data.errors import UserError
 from quadriga.launch.plan.memory import Footprint, engine_footprint, host_footprint
 from quadriga.launch.plan.stages import PlannedStage
-from quadriga.orchestrator.cluster.placement import Machine, Wish, place, wishes_of
+from quadriga.orchestrator.cluster.placement import Machine, ResourceRequest, place, resource_requests
 
 GPUS_PER_HOST = 8
 """As in DGX and HGX machines; where the config says how many a node has, it is as many."""
@@ -67,8 +67,8 @@ def layout(stage: PlannedStage, device: str) -> Layout:
     if stage.engine is not None:
         footprints["rollout"] = engine_footprint(stage, device)
     if device == "cpu":
-        wishes = _wishes(stage)
-        total = sum(footprint.peak * wishes[role].count for role, footprint in footprints.items())
+        requests = _wishes(stage)
+        total = sum(footprint.peak * requests[role].count for role, footprint in footprints.items())
         return Layout(footprints, [Device("host", 1, list(footprints), total)], 0)
     hosts = seated(stage)
     gpus = [gpu for host in hosts for gpu in host]
@@ -86,18 +86,20 @@ def seated(stage: PlannedStage) -> list[list[list[str]]]:
     `auto` separates them: how many GPUs a cluster has is not known before it is up. Raises UserError for a placement
     that no cluster can give.
     """
-    wishes = _wishes(stage)
-    enough = sum(wish.nodes or 0 for wish in wishes.values()) + ceil(sum(w.count * w.gpus for w in wishes.values()))
+    requests = _wishes(stage)
+    enough = sum(request.nodes or 0 for request in requests.values()) + ceil(
+        sum(w.count * w.gpus for w in requests.values())
+    )
     machines = [Machine(f"host {name}", inf, inf) for name in range(enough)]
-    placement = place(wishes, "cuda", stage.cluster.placement, machines)
+    placement = place(requests, "cuda", stage.cluster.placement, machines)
     residents: dict[tuple[int | None, int], list[str]] = defaultdict(list)
-    for role, seats in placement.seats.items():
-        for seat in seats:
-            residents[seat.berth, seat.bundle].append(role)
+    for role, slots in placement.slots.items():
+        for slot in slots:
+            residents[slot.group, slot.bundle].append(role)
     hosts: list[list[list[str]]] = []
     most = _gpus_of_a_host(stage.cluster)
-    for number, berth in enumerate(placement.berths):
-        roles = [(residents[number, bundle], berth.bundles[bundle]["GPU"]) for bundle in range(len(berth.bundles))]
+    for number, group in enumerate(placement.groups):
+        roles = [(residents[number, bundle], group.bundles[bundle]["GPU"]) for bundle in range(len(group.bundles))]
         gpus = list(_gpus(roles))
         hosts += [gpus[start : start + most] for start in range(0, len(gpus), most)]
     return hosts
@@ -231,8 +233,8 @@ def _plain(value: Any) -> str:
     return f"[{','.join(map(_plain, value))}]" if isinstance(value, list) else str(value)
 
 
-def _wishes(stage: PlannedStage) -> dict[str, Wish]:
-    return wishes_of(stage.cluster, [member.role for member in stage.members], stage.engine is not None)
+def _wishes(stage: PlannedStage) -> dict[str, ResourceRequest]:
+    return resource_requests(stage.cluster, [member.role for member in stage.members], stage.engine is not None)
 
 
 def _gpus_of_a_host(cluster: ClusterSettings) -> int:

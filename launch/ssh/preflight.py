@@ -13,7 +13,7 @@ from quadriga.actors.launcher_settings import SshSettings
 from quadriga.data.errors import UserError
 from quadriga.launch.checks.machine import pins
 from quadriga.launch.checks.report import Finding
-from quadriga.launch.checks.stage import heads_divide, seat, single_stages
+from quadriga.launch.checks.stage import heads_divide, single_stages, slot
 from quadriga.launch.ssh.checks import Facts, facts_of, judge_addresses, judge_host, judge_meeting, judge_sharing
 from quadriga.launch.ssh.hosts import Host, all_of, hosts_of, meeting
 from quadriga.orchestrator.cluster.placement import Machine
@@ -136,6 +136,6 @@ def _seat(stage: Any, found: Survey) -> None:
             device = "cuda" if any(machine.gpus for machine in machines) else "cpu"
         try:
             heads_divide(single)
-            seat(single, device, machines)
+            slot(single, device, machines)
         except UserError as error:
             found.findings.append(Finding("problem", single.name, str(error)))

@@ -12,7 +12,7 @@ from quadriga.orchestrator.cluster.health import Health, State
 
 @dataclass
 class Worker:
-    """One seat of the fleet, whatever process sits on it now. `starting`: reference of its start, until it is up."""
+    """One place in the fleet, whatever process holds it now. `starting`: reference of its start, until it is up."""
 
     name: str
     handle: Any
@@ -60,8 +60,8 @@ class Fleet:
             done, lost = gather(refs, "start", self.deadlines.start)
             self._note_starts(done, lost)
 
-    def look(self) -> None:
-        """Note whose start has ended since the last look."""
+    def poll_starts(self) -> None:
+        """Note which workers have finished starting since the last call."""
         if waiting := {w.name: w.starting for w in self.workers if w.health.state is State.RESTARTING}:
             self._note_starts(*poll(waiting, "start", 0.0))
 
@@ -69,19 +69,19 @@ class Fleet:
         """Kill what is left of a worker's process and start another."""
         import ray
 
-        worker.health.died()
+        worker.health.mark_dead()
         ray.kill(worker.handle)
         self.on_loss(loss)
         worker.handle, worker.starting = self.launch(self.workers.index(worker))
-        worker.health.restarting()
+        worker.health.mark_restarting()
 
-    def having(self, *states: State) -> list[Worker]:
+    def in_state(self, *states: State) -> list[Worker]:
         """The workers in one of these states."""
         return [worker for worker in self.workers if worker.health.state in states]
 
     def peak_memory(self) -> int:
         """Largest peak memory of a worker so far, in bytes. One that does not answer is left to whom it concerns."""
-        refs = {w.name: w.handle.memory.remote() for w in self.having(State.HEALTHY, State.STALE)}
+        refs = {w.name: w.handle.memory.remote() for w in self.in_state(State.HEALTHY, State.STALE)}
         if refs:
             done, _ = gather(refs, "memory", self.deadlines.heartbeat)
             self.memory = max(self.memory, *done.values()) if done else self.memory
@@ -102,7 +102,7 @@ class Fleet:
     def _note_starts(self, done: dict[str, Any], lost: dict[str, Lost]) -> None:
         for worker in self.workers:
             if worker.name in done:
-                worker.health.started()
+                worker.health.on_started()
             elif worker.name in lost:
                 self.lose(worker, lost[worker.name])
 

@@ -1,4 +1,4 @@
-"""What is known of one rollout worker, as a pure state machine: who may serve, who is late, who holds old weights."""
+"""The health of one rollout worker as a pure state machine: who may serve, who is late, who holds old weights."""
 
 import time
 from collections.abc import Callable
@@ -6,13 +6,22 @@ from enum import Enum
 
 
 class State(Enum):
-    """RESTARTING -> STALE (up, without current weights) -> HEALTHY <-> SUSPECT (late) -> DEAD -> RESTARTING."""
+    """RESTARTING -> STALE -> HEALTHY <-> SUSPECT -> DEAD -> RESTARTING; new weights make any living worker STALE.
+
+    The transition that matters most does not exist: a worker that came back never becomes HEALTHY without loading the
+    current weights, so nothing is ever answered by old ones.
+    """
 
     RESTARTING = "restarting"
+    """A process is being started; it owes no answer."""
     STALE = "stale"
+    """Up, without the current weights: it may be synced, not asked."""
     HEALTHY = "healthy"
+    """Holds the current weights and answers in time."""
     SUSPECT = "suspect"
+    """Late with an answer. It goes on serving: one long step should not drain a worker."""
     DEAD = "dead"
+    """Gone, or silent for too long: killed, and replaced."""
 
 
 class Health:
@@ -27,49 +36,49 @@ class Health:
         self._patience, self._clock = patience, clock
         self._since = clock()
 
-    def started(self) -> None:
-        """Its process is up."""
+    def on_started(self) -> None:
+        """Note that its process is up."""
         self._go({State.RESTARTING}, State.STALE)
 
-    def loaded(self, version: int) -> None:
-        """It holds the weights of this version."""
+    def on_weights_loaded(self, version: int) -> None:
+        """Note that it holds the weights of this version."""
         self._go({State.STALE}, State.HEALTHY)
         self.version = version
 
-    def outdated(self) -> None:
-        """There are newer weights than its own."""
+    def mark_stale(self) -> None:
+        """Note that there are newer weights than its own."""
         self._go({State.STALE, State.HEALTHY, State.SUSPECT}, State.STALE)
         self.version = None
 
-    def asked(self) -> None:
-        """It owes an answer from now on."""
+    def on_request(self) -> None:
+        """Start the clock: it owes an answer from now on."""
         self._since = self._clock()
 
-    def answered(self) -> None:
-        """It gave a sign of life."""
+    def on_response(self) -> None:
+        """Note a sign of life."""
         if self.state is State.SUSPECT:
             self.state = State.HEALTHY
 
-    def waited(self) -> State:
-        """No answer is there yet: the state after looking at the clock."""
+    def on_timeout_check(self) -> State:
+        """Look at the clock while no answer is there; return the state that follows."""
         silence = self._clock() - self._since
         if self.state in (State.HEALTHY, State.SUSPECT):
             if silence > self._patience:
-                self.died()
+                self.mark_dead()
             elif silence > self._patience / 2:
                 self.state = State.SUSPECT
         return self.state
 
-    def died(self) -> None:
-        """It is gone, or counts as gone."""
+    def mark_dead(self) -> None:
+        """Mark the worker dead."""
         self.state, self.version = State.DEAD, None
 
-    def restarting(self) -> None:
-        """Another process takes its place."""
+    def mark_restarting(self) -> None:
+        """Note that another process takes its place."""
         self._go({State.DEAD}, State.RESTARTING)
 
     def serves(self, version: int) -> bool:
-        """Whether it may answer requests for this version."""
+        """Return whether it may answer requests for this version."""
         return self.state in (State.HEALTHY, State.SUSPECT) and self.version == version
 
     def _go(self, before: set[State], after: State) -> None:

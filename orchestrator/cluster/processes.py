@@ -1,4 +1,4 @@
-"""One run's processes: joins or starts Ray, seats the roles, starts hosts and rollout workers, ends them again."""
+"""One run's processes: joins or starts Ray, places the roles, starts model and rollout workers, ends them again."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +18,14 @@ from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
 from quadriga.data.errors import Fault, Lost, UserError
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.cluster.fleet import Fleet
-from quadriga.orchestrator.cluster.placement import crowd, fewest_cores, place, threads, wishes_of
-from quadriga.orchestrator.cluster.reservations import Berths, machines
+from quadriga.orchestrator.cluster.placement import (
+    fewest_cores,
+    max_processes_per_node,
+    place,
+    resource_requests,
+    threads,
+)
+from quadriga.orchestrator.cluster.reservations import Reservations, machines
 
 START_ATTEMPTS = 3
 HEARTBEAT_SECONDS = 2.0
@@ -27,7 +33,7 @@ HEARTBEAT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Hosting:
+class ModelUse:
     """A model that a stage wants on the cluster."""
 
     role: Role
@@ -94,31 +100,31 @@ class Processes:
     def __init__(
         self,
         settings: ClusterSettings,
-        hostings: list[Hosting],
+        uses: list[ModelUse],
         rollout: RolloutPlan | None,
         logs: str,
         worker_classes: dict[str, type[ModelWorker]] | None = None,
         note: Callable[..., None] = lambda event, **fields: None,
     ):
         self.settings, self.device, self._logs = settings, resolve_device(settings.device), logs
-        self._hostings = {hosting.role: hosting for hosting in hostings}
+        self._hostings = {use.role: use for use in uses}
         self._host_classes, self._rollout = worker_classes or {}, rollout
         nodes = machines()
-        wishes = wishes_of(settings, list(self._hostings), rollout is not None)
-        placement = place(wishes, self.device, settings.placement, nodes)
-        self._berths = Berths(placement, settings.deadlines.start, note)
+        requests = resource_requests(settings, list(self._hostings), rollout is not None)
+        placement = place(requests, self.device, settings.placement, nodes)
+        self._specs = Reservations(placement, settings.deadlines.start, note)
         self._cpus = fewest_cores(nodes)
         # Actor and critic train at the same time, and so do forward passes of the others: their ranks share the cores.
         # On GPUs it is offloaded optimizers that compute there.
-        busy = [h.role for h in hostings if self.device == "cpu" or h.optimizer is not None]
-        self._at_once = min(self._cpus, crowd(placement, busy, nodes))
+        busy = [h.role for h in uses if self.device == "cpu" or h.optimizer is not None]
+        self._at_once = min(self._cpus, max_processes_per_node(placement, busy, nodes))
         self._known: dict[str, tuple[str, int]] = {}
         self.groups: dict[str, ActorGroup] = {}
         self.fleet = Fleet(
             self._launch,
             settings.rollout.workers if rollout else 0,
             settings.deadlines,
-            lambda index: self._berths.release("rollout", index),
+            lambda index: self._specs.release("rollout", index),
         )
 
     @property
@@ -129,7 +135,7 @@ class Processes:
 
     def start(self) -> None:
         """Start every model host and rollout worker at the same time."""
-        self._berths.reserve()
+        self._specs.reserve()
         self.fleet.start()
         self.rebuild(list(self._hostings))
         self.fleet.await_start()
@@ -140,7 +146,7 @@ class Processes:
         for role in roles:
             if role in self.groups:
                 self.groups[role].close()
-                self._berths.renew(role, wait=True)
+                self._specs.renew(role, wait=True)
             self.groups[role] = self._group(self._hostings[role])
         start_groups([self.groups[role] for role in roles])
 
@@ -148,21 +154,21 @@ class Processes:
         """Role -> processes it has."""
         return {role: group.world for role, group in self.groups.items()} | {"rollout": len(self.fleet.workers)}
 
-    def whereabouts(self) -> dict[str, tuple[str, int]]:
+    def process_locations(self) -> dict[str, tuple[str, int]]:
         """Name (`actor 0`) -> (Ray's node id, process id), of one that does not answer what it last said."""
         handles = {name: rank for group in self.groups.values() for name, rank in group.handles.items()}
         handles |= {worker.name: worker.handle for worker in self.fleet.workers}
         if handles:
             refs = {name: request_heartbeat(handle) for name, handle in handles.items()}
-            self._known |= gather(refs, "whereabouts", HEARTBEAT_SECONDS)[0]
+            self._known |= gather(refs, "process_locations", HEARTBEAT_SECONDS)[0]
         return self._known
 
-    def note_whereabouts(self, run: RunDir) -> None:
+    def record_locations(self, run: RunDir) -> None:
         """Write down which process runs where, and the nodes' addresses, in run.json."""
         import ray
 
         nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
-        processes = self.whereabouts()
+        processes = self.process_locations()
         run.update_run(processes=processes, nodes={node: nodes.get(node) for node, _ in processes.values()})
 
     def dead_roles(self) -> set[Role]:
@@ -184,36 +190,36 @@ class Processes:
         for group in self.groups.values():
             group.close()
         self.fleet.close()
-        self._berths.close()
+        self._specs.close()
 
-    def _group(self, hosting: Hosting) -> ActorGroup:
-        host = self.settings.model_worker(hosting.role)
+    def _group(self, use: ModelUse) -> ActorGroup:
+        host = self.settings.model_worker(use.role)
         specs = [
             ModelWorkerSpec(
-                role=hosting.role,
+                role=use.role,
                 rank=rank,
                 world=host.ranks,
-                model=hosting.model,
+                model=use.model,
                 cluster=self.settings,
                 device=self.device,
                 threads=threads(host.threads, self._cpus, self._at_once),
-                optimizer=hosting.optimizer,
+                optimizer=use.optimizer,
             )
             for rank in range(host.ranks)
         ]
-        worker_class = self._host_classes.get(hosting.role, ModelWorker)
-        seats = [self._berths.options(hosting.role, rank) for rank in range(host.ranks)]
-        return ActorGroup(specs, self._logs, seats, worker_class)
+        worker_class = self._host_classes.get(use.role, ModelWorker)
+        slots = [self._specs.options(use.role, rank) for rank in range(host.ranks)]
+        return ActorGroup(specs, self._logs, slots, worker_class)
 
     def _launch(self, index: int) -> tuple[Any, Any]:
         """One rollout worker: its handle and the reference of its start."""
         assert self._rollout is not None
         plan, settings = self._rollout, self.settings.rollout
-        self._berths.renew("rollout", wait=False)
+        self._specs.renew("rollout", wait=False)
         actor = remote_process(RolloutWorker, f"{self._logs}/rollout-{index}.log", f"rollout-{index}").options(
             max_concurrency=4,
             runtime_env=runtime_env("rollout", self.device, settings.threads),
-            **self._berths.options("rollout", index),
+            **self._specs.options("rollout", index),
         )
         handle = actor.remote(settings, self.device)
         return handle, handle.start.remote(plan.model, self.settings.dtype, plan.max_tokens, plan.load)
@@ -222,7 +228,7 @@ class Processes:
 @contextmanager
 def processes(
     settings: ClusterSettings,
-    hostings: list[Hosting],
+    uses: list[ModelUse],
     rollout: RolloutPlan | None,
     logs: str,
     worker_classes: dict[str, type[ModelWorker]] | None = None,
@@ -230,7 +236,7 @@ def processes(
     note: Callable[..., None] = lambda event, **fields: None,
 ) -> Iterator[Processes]:
     """`Processes`, started, and ended with the block. on_loss: as in `Fleet`."""
-    running = Processes(settings, hostings, rollout, logs, worker_classes, note)
+    running = Processes(settings, uses, rollout, logs, worker_classes, note)
     if on_loss is not None:
         running.fleet.on_loss = on_loss
     try:

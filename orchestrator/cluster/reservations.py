@@ -1,4 +1,4 @@
-"""The placement's berths as Ray placement groups: reserved, and reserved anew when their machine is lost."""
+"""Ray placement groups for a placement: reserved, and reserved anew when their machine is lost."""
 
 import socket
 import time
@@ -9,7 +9,7 @@ from typing import Any
 
 from quadriga.actors.runtime.remote_calls import wait_all
 from quadriga.data.errors import Fault
-from quadriga.orchestrator.cluster.placement import Berth, Machine, Placement
+from quadriga.orchestrator.cluster.placement import Machine, Placement, PlacementGroupSpec
 
 REACH_SECONDS = 3.0
 
@@ -45,38 +45,38 @@ def _answers(address: str, port: int) -> bool:
     return True
 
 
-class Berths:
+class Reservations:
     """Ray's side of a placement. limit: seconds to wait for room, or for a machine that replaces a lost one."""
 
     def __init__(self, placement: Placement, limit: float, note: Callable[..., None] = lambda event, **fields: None):
-        self._berths, self._seats, self._limit, self._note = list(placement.berths), placement.seats, limit, note
+        self._specs, self._slots, self._limit, self._note = list(placement.groups), placement.slots, limit, note
         self._groups: list[Any] = []
         self._more: dict[tuple[str, int], Any] = {}
         """Placement groups of processes beyond the plan."""
 
     def reserve(self) -> None:
         """Reserve everything. Raises Lost when there is no room in time."""
-        self._groups = [_group(berth) for berth in self._berths]
-        pairs = zip(self._berths, self._groups, strict=True)
-        waits = {f"berth on {berth.machine or 'GPUs'}": group.ready() for berth, group in pairs}
+        self._groups = [_group(group) for group in self._specs]
+        pairs = zip(self._specs, self._groups, strict=True)
+        waits = {f"group on {group.machine or 'GPUs'}": group.ready() for group, group in pairs}
         if waits:
             wait_all(waits, "start", self._limit)
 
     def options(self, role: str, number: int) -> dict[str, Any]:
         """Ray actor options of a process. One more than the plan has goes where the others of its role are."""
-        seats = self._seats[role]
-        seat = seats[number % len(seats)]
-        if seat.berth is None:
+        slots = self._slots[role]
+        slot = slots[number % len(slots)]
+        if slot.group is None:
             return {"num_cpus": 0, "num_gpus": 0}
-        group, bundle = self._groups[seat.berth], seat.bundle
-        if number >= len(seats) and seat.gpus:
-            group = self._more.get((role, number)) or _group(Berth([{"GPU": seat.gpus, "CPU": 1.0}], None))
+        group, bundle = self._groups[slot.group], slot.bundle
+        if number >= len(slots) and slot.gpus:
+            group = self._more.get((role, number)) or _group(PlacementGroupSpec([{"GPU": slot.gpus, "CPU": 1.0}], None))
             self._more[role, number] = group
             bundle = 0
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
-        return {"num_cpus": 1 if seat.gpus else 0, "num_gpus": seat.gpus, "scheduling_strategy": strategy}
+        return {"num_cpus": 1 if slot.gpus else 0, "num_gpus": slot.gpus, "scheduling_strategy": strategy}
 
     def release(self, role: str, number: int) -> None:
         """Give back what a process beyond the plan had."""
@@ -86,20 +86,20 @@ class Berths:
             ray.util.remove_placement_group(group)
 
     def renew(self, role: str, wait: bool) -> None:
-        """Give the role's berths on lost machines another machine.
+        """Give the role's groups on lost machines another machine.
 
-        wait: for one that joins, if none is free; otherwise the berth goes wherever there is room, now or later.
+        wait: for one that joins, if none is free; otherwise the group goes wherever there is room, now or later.
         Raises Fault, naming the lost machine, when none joined in time.
         """
-        if not any(self._berths[seat.berth].machine for seat in self._seats[role] if seat.berth is not None):
+        if not any(self._specs[slot.group].machine for slot in self._slots[role] if slot.group is not None):
             return
         alive = reachable()
-        for number in sorted({seat.berth for seat in self._seats[role] if seat.berth is not None}):
-            berth = self._berths[number]
-            if berth.machine is None or berth.machine in alive:
+        for number in sorted({slot.group for slot in self._slots[role] if slot.group is not None}):
+            group = self._specs[number]
+            if group.machine is None or group.machine in alive:
                 continue
-            self._replace(number, self._spare(berth, wait))
-            self._note("node_lost", node=berth.machine, replaced_by=self._berths[number].machine)
+            self._replace(number, self._spare(group, wait))
+            self._note("node_lost", node=group.machine, replaced_by=self._specs[number].machine)
 
     def close(self) -> None:
         """Give everything back."""
@@ -108,12 +108,12 @@ class Berths:
         for group in [*self._groups, *self._more.values()]:
             ray.util.remove_placement_group(group)
 
-    def _spare(self, berth: Berth, wait: bool) -> str | None:
-        """A living machine of nobody's with room for a berth's bundles."""
+    def _spare(self, group: PlacementGroupSpec, wait: bool) -> str | None:
+        """A living machine of nobody's with room for a group's bundles."""
         deadline = time.monotonic() + self._limit
-        gpus = sum(bundle.get("GPU", 0.0) for bundle in berth.bundles)
+        gpus = sum(bundle.get("GPU", 0.0) for bundle in group.bundles)
         while True:
-            taken = {other.machine for other in self._berths}
+            taken = {other.machine for other in self._specs}
             spare = [machine for machine in machines() if machine.address not in taken and machine.gpus >= gpus]
             answering = reachable() if spare else set()
             if room := [machine.address for machine in spare if machine.address in answering]:
@@ -122,10 +122,10 @@ class Berths:
                 return None
             if time.monotonic() > deadline:
                 raise Fault(
-                    f"the machine {berth.machine} is lost, and none joined the cluster in its place within "
+                    f"the machine {group.machine} is lost, and none joined the cluster in its place within "
                     f"{self._limit:.0f} s (cluster.deadlines.start)",
                     "recovery",
-                    berth.machine or "",
+                    group.machine or "",
                 )
             time.sleep(0.5)
 
@@ -133,14 +133,14 @@ class Berths:
         import ray
 
         ray.util.remove_placement_group(self._groups[number])
-        self._berths[number] = replace(self._berths[number], machine=machine)
-        self._groups[number] = _group(self._berths[number])
+        self._specs[number] = replace(self._specs[number], machine=machine)
+        self._groups[number] = _group(self._specs[number])
 
 
-def _group(berth: Berth) -> Any:
+def _group(group: PlacementGroupSpec) -> Any:
     """Every Ray node has a resource of its own address: a sliver of it ties a bundle to the node."""
     import ray
 
-    tie = {f"node:{berth.machine}": 0.001} if berth.machine else {}
-    bundles = [bundle | tie or {"CPU": 0.001} for bundle in berth.bundles]
+    tie = {f"node:{group.machine}": 0.001} if group.machine else {}
+    bundles = [bundle | tie or {"CPU": 0.001} for bundle in group.bundles]
     return ray.util.placement_group(bundles, strategy="PACK")

@@ -12,11 +12,11 @@ from quadriga.actors.runtime.remote_calls import gather
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
 from quadriga.data.errors import Lost, UserError
 from quadriga.data.records import Prompt, Sample
-from quadriga.orchestrator.cluster.processes import Hosting, Processes, RolloutPlan, connected, processes
+from quadriga.orchestrator.cluster.processes import ModelUse, Processes, RolloutPlan, connected, processes
 from quadriga.orchestrator.evaluation.metrics import Answer, Evaluation, Measures, best_of, mean_kl, measure
 from quadriga.orchestrator.faults.recovery import Recovery
-from quadriga.orchestrator.rewards.function import judged
-from quadriga.orchestrator.rewards.function_pool import Judge
+from quadriga.orchestrator.rewards.function import score_samples
+from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
 from quadriga.orchestrator.rewards.model import ModelReward
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.settings import EvaluationSettings
@@ -52,7 +52,7 @@ def evaluate_models(
     samples_per_prompt: int = 1,
     progress: StageProgress | None = None,
 ) -> dict[str, Evaluation]:
-    """Answers of every model to the same prompts with the same seeds, judged by gold and, where given, a reward model.
+    """Answers of every model to the same prompts with the same seeds, scored by gold and, where given, a reward model.
 
     models: name -> folder; they share one architecture and tokenizer, because one engine serves them all in turn.
     reward: folder of the reward model. reference: folder of the model that KL is measured from. logs: folder for the
@@ -64,11 +64,11 @@ def evaluate_models(
     tokenizer, split, longest = _prepared(models, settings, reward, reference, seed)
     prompts = (split.heldout or split.train)[: settings.rows]
     invariants.one_bos([prompt.token_ids for prompt in prompts], tokenizer.bos_token_id)
-    hostings = []
+    uses = []
     if reward is not None:
-        hostings.append(Hosting("reward", scalar_spec(reward, seed, None)))
+        uses.append(ModelUse("reward", scalar_spec(reward, seed, None)))
     if reference is not None and settings.sampling.temperature > 0:
-        hostings.append(Hosting("reference", ModelSpec(reference, "logprobs")))
+        uses.append(ModelUse("reference", ModelSpec(reference, "logprobs")))
     first = next(iter(models.values()))
     Path(logs).mkdir(parents=True, exist_ok=True)
     results: dict[str, Evaluation] = {}
@@ -77,10 +77,8 @@ def evaluate_models(
         progress,
         connected(cluster) as dashboard,
         progress.waiting("starting processes"),
-        processes(
-            cluster, hostings, RolloutPlan(first, longest, load=True), str(logs), on_loss=recovery.note
-        ) as running,
-        Judge(settings.gold, Path(logs) / "gold.log") as judge,
+        processes(cluster, uses, RolloutPlan(first, longest, load=True), str(logs), on_loss=recovery.note) as running,
+        RewardFunctionPool(settings.gold, Path(logs) / "gold.log") as gold,
     ):
         progress.started(0, len(models), dashboard, None, running.logs)
         if split.skipped:
@@ -91,7 +89,7 @@ def evaluate_models(
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip(),
         )
         scorer = ModelReward(running.groups["reward"], reward_shift(reward), reward) if reward is not None else None
-        bench = _Bench(running, pool, judge, scorer, prompts, settings.sampling, seed, samples_per_prompt, progress)
+        bench = _Bench(running, pool, gold, scorer, prompts, settings.sampling, seed, samples_per_prompt, progress)
         for version, (name, folder) in enumerate(models.items()):
             if version > 0:
                 _load(pool, folder, version, cluster)
@@ -106,7 +104,7 @@ class _Bench:
 
     running: Processes
     pool: RolloutPool
-    judge: Judge
+    gold: RewardFunctionPool
     reward: ModelReward | None
     prompts: list[Prompt]
     sampling: SamplingSettings
@@ -133,12 +131,15 @@ class _Bench:
         return replace(result, seconds=time.monotonic() - began)
 
     def _measure(self, sampling: SamplingSettings, each: int, title: str) -> tuple[Measures, list[Sample]]:
-        """Draw, check, score, judge. Every model gets the same seeds, so that equal models give equal answers."""
+        """Draw answers, check them, score them with the reward model and with gold.
+
+        Every model gets the same seeds, so that equal models give equal answers.
+        """
         report = self.progress.part(title)
         samples = self.pool.generate(self.prompts, each, sampling, self.seed, 0, report)
         invariants.served_by(samples, self.pool.version)
         scoring = self.reward.start(samples) if self.reward else None
-        gold = judged(self.judge, samples, "gold")
+        gold = score_samples(self.gold, samples, "gold")
         rewards = scoring.result().values if scoring else [None] * len(samples)
         answers = []
         for sample, score, parts, reward in zip(samples, gold.values, gold.parts, rewards, strict=True):

@@ -77,15 +77,15 @@ class Evaluation(Measures):
 
 def measure(answers: Sequence[Answer]) -> Measures:
     """Means over answers."""
-    judged = [answer.gold for answer in answers if answer.gold is not None]
+    score_samples = [answer.gold for answer in answers if answer.gold is not None]
     kinds = sorted({answer.kind for answer in answers if answer.kind is not None})
     of_kind = {kind: [a.gold for a in answers if a.kind == kind and a.gold is not None] for kind in kinds}
     return Measures(
-        **{part: _mean(gold[part] for gold in judged if part in gold) for part in PARTS},
+        **{part: _mean(gold[part] for gold in score_samples if part in gold) for part in PARTS},
         by_kind={kind: _part_means(golds) | {"n": float(len(golds))} for kind, golds in of_kind.items()},
         reward_score=_mean(answer.reward for answer in answers if answer.reward is not None),
         ended=_mean(float(answer.ended) for answer in answers) or 0.0,
-        errors=len(answers) - len(judged),
+        errors=len(answers) - len(score_samples),
         answers=list(answers),
     )
 
@@ -115,7 +115,7 @@ def mean_kl(samples: Sequence[Sample], reference: Sequence[Any]) -> float:
 
 
 def compare(ours: Measures, theirs: Measures) -> Interval | None:
-    """Win rate by gold over the prompts on which both have all of their answers judged, ties counting half.
+    """Win rate by gold over the prompts on which both have all of their answers scored, ties counting half.
 
     Answer i meets answer i; the answers of a prompt are averaged, so that n counts prompts. None without such a prompt.
     Raises ValueError when the two do not have the same prompts and numbers of answers.

@@ -19,7 +19,7 @@ from quadriga.data.settings import DataSettings, Source
 from quadriga.orchestrator.evaluation.evaluate import evaluate_models
 from quadriga.orchestrator.evaluation.metrics import Evaluation, choose_prompts, compare
 from quadriga.orchestrator.evaluation.statistics import Interval
-from quadriga.orchestrator.model_folders import Target, find_model
+from quadriga.orchestrator.model_folders import ResolvedModel, find_model
 from quadriga.orchestrator.settings import EvaluationSettings
 from quadriga.orchestrator.tracking.console import StageProgress, answers_table, make_console, stages_table
 
@@ -88,7 +88,7 @@ def evaluate_run(
     }
 
 
-def _logs(target: Target) -> Path:
+def _logs(target: ResolvedModel) -> Path:
     """A folder in the run's own logs, or elsewhere where there is no run that can be written to."""
     if target.run is not None and os.access(target.run.path, os.W_OK):
         return target.run.logs_dir / "evaluation"

@@ -1,4 +1,4 @@
-"""Rehearsed faults: which process suffers what, when; each noted in run.json before it happens, and never repeated."""
+"""Rehearsed faults: what happens to which process, when. Each is in run.json before it happens, and never repeated."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def faults_of_step(settings: FaultSettings, step: int, ranks: dict[str, int]) ->
             )
 
 
-class Injector:
+class FaultInjector:
     """Has the faults of a run happen. One that an earlier attempt had does not happen again."""
 
     def __init__(self, settings: FaultSettings, run: RunDir, running: Processes):

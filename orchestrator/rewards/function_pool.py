@@ -1,6 +1,6 @@
-"""A user's Python function that judges answers, in subprocesses that can be killed.
+"""A user's Python function that scores answers, in subprocesses that can be killed.
 
-The function may hang, crash, fork, print or leak: the trainer sees a result or a `JudgeError` for each row, in time.
+The function may hang, crash, fork, print or leak: the trainer sees a result or a `RowError` for each row, in time.
 """
 
 import queue
@@ -12,20 +12,20 @@ from typing import Any, BinaryIO, Self
 
 from quadriga.actors.settings import AnswerFunction
 from quadriga.data.errors import Fault, UserError
-from quadriga.orchestrator.rewards.function_process import JudgeProcess, StartError
+from quadriga.orchestrator.rewards.function_process import FunctionProcess, StartError
 
 CHUNK = 8  # rows a call: what one timeout or crash can cost
 
 
 @dataclass(frozen=True)
-class JudgeError:
-    """Why a row has no result. again: whether it may have one when it is judged again."""
+class RowError:
+    """Why a row has no result. again: whether it may have one when it is scored again."""
 
     message: str
     again: bool = field(default=True, compare=False)
 
 
-Result = float | dict[str, float] | JudgeError
+Result = float | dict[str, float] | RowError
 
 
 def score_of(result: float | dict[str, float]) -> float:
@@ -33,7 +33,7 @@ def score_of(result: float | dict[str, float]) -> float:
     return result["score"] if isinstance(result, dict) else result
 
 
-class Judge:
+class RewardFunctionPool:
     """A pool of `settings.processes` subprocesses that call `settings.function`.
 
     The function gets a list of rows {"prompt": [messages], "messages": [messages], "response": str, "meta": {}} and
@@ -45,10 +45,10 @@ class Judge:
 
     def __init__(self, settings: AnswerFunction, log_path: Path | None = None):
         self.settings = settings
-        self._allowed, self._failed = 0.0, 0  # of the rows being judged
+        self._allowed, self._failed = 0.0, 0  # of the rows being scored
         self._log: BinaryIO | None = log_path.open("ab") if log_path else None
-        self._workers = [JudgeProcess(settings.function, self._log) for _ in range(settings.processes)]
-        self._idle: queue.SimpleQueue[JudgeProcess] = queue.SimpleQueue()
+        self._workers = [FunctionProcess(settings.function, self._log) for _ in range(settings.processes)]
+        self._idle: queue.SimpleQueue[FunctionProcess] = queue.SimpleQueue()
         try:
             for worker in self._workers:
                 worker.wait_ready()
@@ -62,22 +62,22 @@ class Judge:
                 ) from None
             raise
 
-    def judge(self, rows: Sequence[Mapping[str, Any]]) -> list[Result]:
-        """One result a row, in order; a row that failed has a `JudgeError`, never a number.
+    def score(self, rows: Sequence[Mapping[str, Any]]) -> list[Result]:
+        """One result a row, in order; a row that failed has a `RowError`, never a number.
 
         A call that raises, kills its process or takes longer than `settings.timeout` (its process is killed then) is
         repeated row by row, so that one bad row does not spoil its neighbours; what fails then is repeated again, up to
         `settings.retries` rounds in all, each within `settings.timeout` seconds for all of its rows. Once more rows
-        failed for good than `settings.max_error_rate` allows, the rest is not judged: the run will stop anyway.
+        failed for good than `settings.max_error_rate` allows, the rest is not score_samples: the run will stop anyway.
         """
         self._allowed, self._failed = self.settings.max_error_rate * len(rows), 0
         chunks = [list(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
         with ThreadPoolExecutor(max_workers=len(self._workers)) as threads:
-            return [result for results in threads.map(self._judge_chunk, chunks) for result in results]
+            return [result for results in threads.map(self._score_chunk, chunks) for result in results]
 
     def check_rate(self, results: Sequence[Result], phase: str) -> None:
         """Raise Fault when more than `settings.max_error_rate` of the results are errors, or all of them."""
-        errors = [result for result in results if isinstance(result, JudgeError)]
+        errors = [result for result in results if isinstance(result, RowError)]
         if errors and (len(errors) > self.settings.max_error_rate * len(results) or len(errors) == len(results)):
             raise Fault(
                 f"{self.settings.function} failed on {len(errors)} of {len(results)} answers, more than "
@@ -104,37 +104,37 @@ class Judge:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _judge_chunk(self, rows: list[Mapping[str, Any]]) -> list[Result]:
+    def _score_chunk(self, rows: list[Mapping[str, Any]]) -> list[Result]:
         worker = self._idle.get()
         try:
             if self._failed > self._allowed:
-                return [JudgeError("not judged: too many others failed")] * len(rows)
+                return [RowError("not score_samples: too many others failed")] * len(rows)
             results = self._call(worker, rows, self.settings.timeout)
             for _ in range(self.settings.retries):
                 self._repeat(worker, rows, results)
-            self._failed += sum(isinstance(result, JudgeError) for result in results)  # seen late at worst
+            self._failed += sum(isinstance(result, RowError) for result in results)  # seen late at worst
             return results
         finally:
             self._idle.put(worker)
 
-    def _repeat(self, worker: JudgeProcess, rows: list[Mapping[str, Any]], results: list[Result]) -> None:
-        """Judge the rows that failed once more, one by one. A row may take its share of the time that is left."""
-        failed = [index for index, result in enumerate(results) if isinstance(result, JudgeError) and result.again]
+    def _repeat(self, worker: FunctionProcess, rows: list[Mapping[str, Any]], results: list[Result]) -> None:
+        """Score the rows that failed once more, one by one. A row may take its share of the time that is left."""
+        failed = [index for index, result in enumerate(results) if isinstance(result, RowError) and result.again]
         end = worker.busy + self.settings.timeout  # the time of the calls; restarts do not count
         for number, index in enumerate(failed):
             share = (end - worker.busy) / (len(failed) - number)
             results[index] = self._call(worker, [rows[index]], share)[0]
 
-    def _call(self, worker: JudgeProcess, rows: list[Mapping[str, Any]], timeout: float) -> list[Result]:
+    def _call(self, worker: FunctionProcess, rows: list[Mapping[str, Any]], timeout: float) -> list[Result]:
         try:
             worker.wait_ready()
             reply = worker.ask(rows, timeout)
         except TimeoutError:
             worker.restart()
-            return [JudgeError(f"timed out after {timeout:.3g} s")] * len(rows)
+            return [RowError(f"timed out after {timeout:.3g} s")] * len(rows)
         except (EOFError, StartError) as error:
             worker.restart()
-            return [JudgeError(str(error))] * len(rows)
+            return [RowError(str(error))] * len(rows)
         if "error" in reply:
-            return [JudgeError(reply["error"])] * len(rows)
-        return [JudgeError(item["error"], again=False) if "error" in item else item["ok"] for item in reply["results"]]
+            return [RowError(reply["error"])] * len(rows)
+        return [RowError(item["error"], again=False) if "error" in item else item["ok"] for item in reply["results"]]

@@ -27,7 +27,7 @@ class StartError(Exception):
     """The subprocess could not import the function."""
 
 
-class JudgeProcess:
+class FunctionProcess:
     """Our end: one subprocess, the leader of its own process group."""
 
     def __init__(self, function: str, log: BinaryIO | None):

@@ -13,7 +13,7 @@ from quadriga.data.errors import Lost
 from quadriga.data.records import Prompt, Sample
 from quadriga.orchestrator.cluster.fleet import Fleet, Worker
 from quadriga.orchestrator.cluster.health import State
-from quadriga.orchestrator.rollout.request_tracker import Ledger
+from quadriga.orchestrator.rollout.request_tracker import RequestTracker
 
 
 def sampling_seed(run_seed: int, step: int, prompt_id: str, index: int) -> int:
@@ -35,11 +35,11 @@ class RolloutPool:
     decode: Callable[[list[int]], str]
     version: int = 0
     seconds: float = 0.0
-    ledger: Ledger = field(default_factory=lambda: Ledger([]))
+    request_tracker: RequestTracker = field(default_factory=lambda: RequestTracker([]))
     """The requests of the newest batch."""
     _send: Send = field(default=lambda workers: {})
     """Until the first sync: workers come with the weights that they are to have."""
-    _asked: dict[str, Any] = field(default_factory=dict)
+    _collecting: dict[str, Any] = field(default_factory=dict)
     """Worker -> reference of the call that collects from it."""
 
     def sync(self, version: int, send: Send) -> None:
@@ -48,9 +48,9 @@ class RolloutPool:
         send: kept, for the workers that come back while this version is current.
         """
         self.version, self._send = version, send
-        for worker in self.fleet.having(State.HEALTHY, State.SUSPECT):
-            worker.health.outdated()
-        self._freshen()
+        for worker in self.fleet.in_state(State.HEALTHY, State.SUSPECT):
+            worker.health.mark_stale()
+        self._sync_stale_workers()
 
     def generate(
         self,
@@ -78,51 +78,51 @@ class RolloutPool:
                 requests.append(
                     Request(id_, prompt.token_ids, sampling_seed(seed, step, prompt.id, index), sampling, self.stop_ids)
                 )
-        self.ledger, self._asked = Ledger(requests), {}
+        self.request_tracker, self._collecting = RequestTracker(requests), {}
         self._await_answers(progress)
-        self.ledger.check()
-        answers = self.ledger.answers
+        self.request_tracker.check()
+        answers = self.request_tracker.answers
         self.seconds = time.monotonic() - began
         return [self._sample(owners[request.id], answers[request.id]) for request in requests]
 
-    def abandon(self) -> None:
+    def abort(self) -> None:
         """Drop whatever workers still compute for a batch that was given up."""
-        self.ledger.abort()
+        self.request_tracker.abort()
         refs = {w.name: w.handle.clear.remote() for w in self._up()}
         _, lost = gather(refs, "generate", self.fleet.deadlines.heartbeat)
         self._lose(lost)
 
     def _await_answers(self, progress: Callable[[int, int], None] | None) -> None:
-        limit, ledger = self.fleet.deadlines.generate, self.ledger
+        limit, tracker = self.fleet.deadlines.generate, self.request_tracker
         last = time.monotonic()
-        while ledger.due:
-            self._freshen()
+        while tracker.remaining:
+            self._sync_stale_workers()
             self._assign()
             finished = self._collect()
             for name, answers in finished.items():
-                ledger.answer(name, answers)
+                tracker.record(name, answers)
             if any(finished.values()):
                 last = time.monotonic()
                 if progress is not None:
-                    progress(len(ledger.answers), len(ledger.requests))
+                    progress(len(tracker.answers), len(tracker.requests))
             elif time.monotonic() - last > limit:
-                due = f"{ledger.due} of {len(ledger.requests)} are still due"
-                raise Lost(f"generate: no answer finished for {limit:.0f} s; {due}", "generate", "rollout")
+                remaining = f"{tracker.remaining} of {len(tracker.requests)} are still due"
+                raise Lost(f"generate: no answer finished for {limit:.0f} s; {remaining}", "generate", "rollout")
 
-    def _freshen(self) -> None:
+    def _sync_stale_workers(self) -> None:
         """The current weights for every worker that is up without them."""
-        self.fleet.look()
-        if stale := self.fleet.having(State.STALE):
+        self.fleet.poll_starts()
+        if stale := self.fleet.in_state(State.STALE):
             lost = self._send({worker.name: worker.handle for worker in stale})
             for worker in stale:
                 if worker.name not in lost:
-                    worker.health.loaded(self.version)
+                    worker.health.on_weights_loaded(self.version)
             self._lose(lost)
 
     def _assign(self) -> None:
         """Share out what waits among the workers that serve."""
         serving = {w.name: w.handle for w in self._up() if w.health.serves(self.version)}
-        shares = self.ledger.share_out(list(serving))
+        shares = self.request_tracker.assign(list(serving))
         refs = {name: serving[name].submit.remote(share, self.version) for name, share in shares.items()}
         deadlines = self.fleet.deadlines
         self._lose(gather(refs, "generate", deadlines.call, serving, deadlines.heartbeat)[1])
@@ -130,32 +130,32 @@ class RolloutPool:
     def _collect(self) -> dict[str, list[Finished]]:
         """Worker -> answers, of what has finished; waits a moment for the first."""
         for worker in self._up():
-            if self.ledger.owes(worker.name) and worker.name not in self._asked:
-                self._asked[worker.name] = worker.handle.collect.remote(0.5)
-                worker.health.asked()
-        if not self._asked:
+            if self.request_tracker.has_open(worker.name) and worker.name not in self._collecting:
+                self._collecting[worker.name] = worker.handle.collect.remote(0.5)
+                worker.health.on_request()
+        if not self._collecting:
             time.sleep(0.2)  # all are being replaced
             return {}
-        done, lost = poll(self._asked, "generate", 1.0)
+        done, lost = poll(self._collecting, "generate", 1.0)
         for worker in self._up():
             if worker.name in done:
-                worker.health.answered()
-                del self._asked[worker.name]
-            elif worker.name in self._asked and worker.health.waited() is State.DEAD:
+                worker.health.on_response()
+                del self._collecting[worker.name]
+            elif worker.name in self._collecting and worker.health.on_timeout_check() is State.DEAD:
                 silence = f"generate: {worker.name} shows no sign of life for {self.fleet.deadlines.heartbeat:.0f} s"
                 lost.setdefault(worker.name, Lost(f"{silence} (stopped, or cut off)", "generate", worker.name))
         self._lose(lost)
         return done
 
     def _up(self) -> list[Worker]:
-        return self.fleet.having(State.HEALTHY, State.SUSPECT)
+        return self.fleet.in_state(State.HEALTHY, State.SUSPECT)
 
     def _lose(self, lost: dict[str, Lost]) -> None:
         """Replace workers; their open requests wait for another."""
         for worker in self.fleet.workers:
             if worker.name in lost:
-                self._asked.pop(worker.name, None)
-                self.ledger.lose(worker.name)
+                self._collecting.pop(worker.name, None)
+                self.request_tracker.reissue(worker.name)
                 self.fleet.lose(worker, lost[worker.name])
 
     def _sample(self, owner: tuple[Prompt, int], answer: Finished) -> Sample:

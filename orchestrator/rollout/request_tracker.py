@@ -8,7 +8,7 @@ from quadriga.data.errors import Fault
 
 
 @dataclass
-class Ledger:
+class RequestTracker:
     """The requests of one batch. reissued: how many were given out again after their worker was lost."""
 
     requests: Sequence[Request]
@@ -21,11 +21,11 @@ class Ledger:
         self._open: dict[str, dict[str, Request]] = {}
 
     @property
-    def due(self) -> int:
+    def remaining(self) -> int:
         """How many are neither answered nor aborted."""
         return len(self.requests) - len(self.answers) - self.aborted
 
-    def share_out(self, workers: Sequence[str]) -> dict[str, list[Request]]:
+    def assign(self, workers: Sequence[str]) -> dict[str, list[Request]]:
         """Give what waits to these workers, in turn: worker -> its new requests, none of them empty."""
         if not workers:
             return {}
@@ -36,18 +36,18 @@ class Ledger:
             self._open.setdefault(worker, {}).update({request.id: request for request in share})
         return shares
 
-    def answer(self, worker: str, answers: Iterable[Finished]) -> None:
+    def record(self, worker: str, answers: Iterable[Finished]) -> None:
         """Note a worker's answers. Raises Fault for one that it does not owe (an answer from before it was lost)."""
         for answer in answers:
             if self._open.get(worker, {}).pop(answer.id, None) is None:
                 raise Fault(f"generate: {worker} answered {answer.id}, which it was not asked", "generate", worker)
             self.answers[answer.id] = answer
 
-    def owes(self, worker: str) -> bool:
+    def has_open(self, worker: str) -> bool:
         """Whether a worker has requests that it has not answered."""
         return bool(self._open.get(worker))
 
-    def lose(self, worker: str) -> None:
+    def reissue(self, worker: str) -> None:
         """A worker is gone: what it owed waits for another."""
         lost = self._open.pop(worker, {})
         self._waiting += lost.values()
@@ -55,7 +55,7 @@ class Ledger:
 
     def abort(self) -> None:
         """Give up what is not answered."""
-        self.aborted += self.due
+        self.aborted += self.remaining
         self._waiting, self._open = [], {}
 
     def check(self) -> None:

@@ -61,7 +61,7 @@ def save(
         raise
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        newest = newest_whole(run)
+        newest = latest_valid(run)
         kept = f"The newest whole one is {newest.name}" if newest else "There is none before it"
         raise Fault(f"The checkpoint {final} could not be written: {error}. {kept}.", "checkpoint") from error
     return final
@@ -74,7 +74,7 @@ def prune(run: RunDir, keep: int, best: int | None) -> None:
             shutil.rmtree(run.checkpoint_dir(step))
 
 
-def newest_whole(run: RunDir, damaged: Callable[[Path, str], None] = lambda folder, reason: None) -> Path | None:
+def latest_valid(run: RunDir, damaged: Callable[[Path, str], None] = lambda folder, reason: None) -> Path | None:
     """The newest checkpoint that is what its manifest says; None where there is none.
 
     damaged: told of each newer one that is not, and why. It is set aside as `step-N.damaged` and counts no more.

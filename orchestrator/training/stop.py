@@ -18,9 +18,9 @@ class Stop:
         self._run, self._signalled = run, False
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether to stop."""
-        return self._signalled or self._run.asked("stop") is not None
+        return self._signalled or self._run.requested("stop") is not None
 
     @contextmanager
     def listening(self) -> Iterator["Stop"]:

@@ -23,7 +23,7 @@ class SupervisedStage(TrainingStage):
     elements: list[Element]
     heldout: list[Element]
 
-    def begin(self) -> None:
+    def setup_workers(self) -> None:
         """Choose the loss."""
         self.loss = LOSSES[self.loss_name]()
 

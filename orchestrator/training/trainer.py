@@ -14,8 +14,8 @@ from quadriga.actors.settings import Role
 from quadriga.data.errors import Lost
 from quadriga.data.loading.readers import BadRow
 from quadriga.data.rundir import RunDir
-from quadriga.orchestrator.cluster.processes import Hosting, Processes, RolloutPlan, connected, processes
-from quadriga.orchestrator.faults.injector import Injector
+from quadriga.orchestrator.cluster.processes import ModelUse, Processes, RolloutPlan, connected, processes
+from quadriga.orchestrator.faults.injector import FaultInjector
 from quadriga.orchestrator.faults.recovery import Recovery
 from quadriga.orchestrator.faults.watchdog import Watchdog, dump_stacks
 from quadriga.orchestrator.settings import StageBase
@@ -42,26 +42,26 @@ class TrainingStage(ABC):
         self.worker_classes: dict[str, Any] = {}
 
     @abstractmethod
-    def prepare(self) -> None:
+    def load_inputs(self) -> None:
         """Read data, tokenizer and configs; set `self.tokenizer`. Bad input ends here, before a process is started."""
 
     @abstractmethod
-    def hostings(self) -> list[Hosting]:
+    def models(self) -> list[ModelUse]:
         """The models to host."""
 
-    def rollout(self) -> RolloutPlan | None:
+    def engine(self) -> RolloutPlan | None:
         """The rollout engines to start."""
         return None
 
-    def begin(self) -> None:
+    def setup_workers(self) -> None:
         """Once processes run, before the first step: what lives as long as they do."""
         return None
 
-    def settle(self) -> None:
+    def sync_after_restore(self) -> None:
         """Before the first step, and again after a loss: bring what is outside of checkpoints to `state.step`."""
         return None
 
-    def abandon(self) -> None:
+    def abort_step(self) -> None:
         """A step was given up: stop what still works for it."""
         return None
 
@@ -73,11 +73,11 @@ class TrainingStage(ABC):
     def exports(self) -> dict[str, Export]:
         """What a checkpoint exports: folder name -> model."""
 
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether there is no step left."""
         return self.state.step >= self.settings.total_steps
 
-    def close(self) -> None:
+    def teardown(self) -> None:
         """Release what `begin` opened."""
         return None
 
@@ -86,7 +86,7 @@ class TrainingStage(ABC):
 
         replay: what to do about logged steps that are run again (see `Tracker`).
         """
-        self.prepare()
+        self.load_inputs()
         self.progress = progress
         settings, cluster = self.settings, self.settings.cluster
         self.recovery = Recovery(cluster.recovery, self.run.note)
@@ -96,8 +96,8 @@ class TrainingStage(ABC):
             progress.waiting("starting processes"),
             processes(
                 cluster,
-                self.hostings(),
-                self.rollout(),
+                self.models(),
+                self.engine(),
                 str(self.run.logs_dir),
                 self.worker_classes,
                 self.recovery.note,
@@ -106,8 +106,8 @@ class TrainingStage(ABC):
             Watchdog(cluster.deadlines.progress, self._dump_stacks, self._give_up).watching() as self.watchdog,
         ):
             self.running = running
-            self.injector = Injector(settings.faults, self.run, running)
-            self._restore(checkpoint.newest_whole(self.run, self._note_damage))
+            self.injector = FaultInjector(settings.faults, self.run, running)
+            self._restore(checkpoint.latest_valid(self.run, self._note_damage))
             known = self.state.tracker_id or self.run.read_run().get("tracker_id")
             tracker = Tracker(
                 self.run,
@@ -121,18 +121,18 @@ class TrainingStage(ABC):
             )
             self.state.tracker_id = tracker.run_id
             self.run.update_run(tracker_id=tracker.run_id)
-            running.note_whereabouts(self.run)
+            running.record_locations(self.run)
             with tracker:
                 progress.started(self.state.step, settings.total_steps, dashboard, tracker.address, running.logs)
                 note_skipped(self.skipped, self.run, progress)
-                self.begin()
+                self.setup_workers()
                 try:
                     self._loop(tracker, stop)
                 finally:
-                    self.close()
-            if self.finished():
+                    self.teardown()
+            if self.is_finished():
                 checkpoint.publish_exports(self.run, self.run.checkpoint_dir(self.state.step))
-            return self.finished()
+            return self.is_finished()
 
     def group(self, role: str) -> ActorGroup:
         """The ranks of a role."""
@@ -155,14 +155,14 @@ class TrainingStage(ABC):
         settled, self._saved, self._saved_at = False, self.state.step, time.monotonic()
         self._logged: tuple[int, Mapping[str, float]] = self.state.step, {}
         commit = 0.0  # of the step before: a row is written before its own commit ends
-        while not (self.finished() or stop.asked) or self._saved != self.state.step:
+        while not (self.is_finished() or stop.requested) or self._saved != self.state.step:
             before = copy.deepcopy(self.state)
             self.recovery.step = before.step + 1
             try:
                 if not settled:
-                    self.settle()
+                    self.sync_after_restore()
                     settled = True
-                if self.finished() or stop.asked:
+                if self.is_finished() or stop.requested:
                     self._save(tracker)
                     continue
                 self._scale()
@@ -188,7 +188,7 @@ class TrainingStage(ABC):
 
     def _scale(self) -> None:
         """Have as many rollout workers as `quadriga scale` asked for; also when the run goes on another time."""
-        wanted, fleet = self.run.asked("rollout"), self.running.fleet
+        wanted, fleet = self.run.requested("rollout"), self.running.fleet
         if wanted is None or not fleet.workers or wanted == fleet.count:
             return
         self.run.note("scaled", rollout=wanted, before=fleet.count, step=self.state.step + 1)
@@ -209,13 +209,13 @@ class TrainingStage(ABC):
             self.progress.note(f"  {lost}: starting it again")
             try:
                 self.state = before
-                self.abandon()
+                self.abort_step()
                 roles |= self.running.dead_roles()
-                if self.hosts(lost):
+                if self.is_model_worker(lost):
                     roles.add(self.running.role_of(lost.actor))
                 trained = {self.group(role).specs[0].role for role in self.trained_groups()}
                 back = bool(roles & trained)
-                found = checkpoint.newest_whole(self.run, self._note_damage) if back else None
+                found = checkpoint.latest_valid(self.run, self._note_damage) if back else None
                 if back and found is None:
                     roles |= trained
                 self.running.rebuild(roles)
@@ -226,11 +226,11 @@ class TrainingStage(ABC):
             else:
                 break
         self._saved = min(self._saved, self.state.step)
-        self.running.note_whereabouts(self.run)
+        self.running.record_locations(self.run)
         seconds = round(time.monotonic() - began, 1)
         self.run.note("recovered", rebuilt=sorted(roles), step=self.state.step, seconds=seconds)
 
-    def hosts(self, lost: Lost) -> bool:
+    def is_model_worker(self, lost: Lost) -> bool:
         """Whether what was lost is a model host; rollout workers are the pool's to replace."""
         return lost.actor.split(" ")[0] in self.running.groups
 
@@ -279,7 +279,7 @@ class TrainingStage(ABC):
         return {f"system/memory_gb_{role}": value / 2**30 for role, value in memory.items()}
 
     def _dump_stacks(self) -> None:
-        dump_stacks(self.run.logs_dir / "driver-stacks.txt", self.running.whereabouts().values())
+        dump_stacks(self.run.logs_dir / "driver-stacks.txt", self.running.process_locations().values())
 
     def _give_up(self, reason: str) -> None:
         """The main thread takes no signal: write down why, and leave."""
@@ -290,7 +290,7 @@ class TrainingStage(ABC):
     running: Processes
     progress: StageProgress
     watchdog: Watchdog
-    injector: Injector
+    injector: FaultInjector
 
 
 def note_skipped(rows: Sequence[BadRow], run: RunDir, progress: StageProgress) -> None:

@@ -13,7 +13,7 @@ from quadriga.data.rundir import RunDir
 from quadriga.launch.config.load import build
 from quadriga.orchestrator.cluster.health import State
 from quadriga.orchestrator.cluster.processes import processes
-from quadriga.orchestrator.faults.injector import Injector
+from quadriga.orchestrator.faults.injector import FaultInjector
 from quadriga.orchestrator.faults.watchdog import Watchdog
 from quadriga.orchestrator.stages.ppo.trainer import Ppo
 from quadriga.orchestrator.tracking.console import StageProgress
@@ -30,17 +30,17 @@ def live(
     folder = tmp_path_factory.mktemp("live")
     settings = build(stage("ppo", folder, made_model, made_reward))
     ppo = Ppo(settings, RunDir.create(settings.run_dir))
-    ppo.prepare()
+    ppo.load_inputs()
     ppo.progress = StageProgress("ppo", "broken")
     hosts = dict.fromkeys(("actor", "critic", "reference"), broken_workers.BrokenWorker)
-    with processes(settings.cluster, ppo.hostings(), ppo.rollout(), str(ppo.run.logs_dir), hosts) as ppo.running:
-        ppo.injector = Injector(settings.faults, ppo.run, ppo.running)
+    with processes(settings.cluster, ppo.models(), ppo.engine(), str(ppo.run.logs_dir), hosts) as ppo.running:
+        ppo.injector = FaultInjector(settings.faults, ppo.run, ppo.running)
         ppo.watchdog = Watchdog(1e9, lambda: None, lambda reason: None)
         for role, group in ppo.trained_groups().items():
             group.save(str(folder / role)).result()
-        ppo.begin()
+        ppo.setup_workers()
         yield ppo, folder
-        ppo.close()
+        ppo.teardown()
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def ppo(live: tuple[Ppo, Path]) -> Iterator[Ppo]:
     for role, group in ppo.trained_groups().items():
         group.load(str(folder / role), 0).result()
     ppo.state.step = 0
-    ppo.settle()
+    ppo.sync_after_restore()
     yield ppo
     for role in ("actor", "critic", "reference"):
         break_(ppo, role, "")

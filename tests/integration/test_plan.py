@@ -21,7 +21,7 @@ from quadriga.launch.plan.calibration import Calibration
 from quadriga.launch.plan.devices import layout
 from quadriga.launch.plan.seconds import step_time
 from quadriga.launch.plan.stages import planned_stages
-from quadriga.orchestrator.cluster.processes import Hosting, Processes, RolloutPlan, processes
+from quadriga.orchestrator.cluster.processes import ModelUse, Processes, RolloutPlan, processes
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.tracking.tracker import read_metrics
@@ -124,9 +124,9 @@ def test_memory_is_as_planned(ray_cluster: None, large: Path, role: str, tmp_pat
     planned = layout(planned_stages(settings)[0], "cpu").footprints[role].peak
     hosted = "reference" if role == "rollout" else role
     spec = ModelSpec(str(large), "logprobs" if hosted in ("actor", "reference") else "scalar", bias=0.0)
-    hosting = Hosting(hosted, spec, OptimizerSettings() if hosted in ("actor", "critic") else None)  # type: ignore[arg-type]
+    use = ModelUse(hosted, spec, OptimizerSettings() if hosted in ("actor", "critic") else None)  # type: ignore[arg-type]
     rollout = RolloutPlan(str(large), 2 * LENGTH, load=False) if role == "rollout" else None
-    with processes(settings.cluster, [hosting], rollout, str(tmp_path)) as running:
+    with processes(settings.cluster, [use], rollout, str(tmp_path)) as running:
         measured = work_as(role, running)
     print(f"{role}: planned {planned / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
     assert planned == pytest.approx(measured, rel=0.1)

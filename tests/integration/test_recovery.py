@@ -280,7 +280,7 @@ def test_a_full_disk_stops_the_run_with_a_sentence_and_a_whole_checkpoint(
     with pytest.raises(Fault, match=r"step-2 could not be written: .*newest whole one is step-1"):
         run(longer, allowed=["total_steps"])
     assert run_dir.read_run()["status"] == "failed"
-    assert checkpoint.newest_whole(run_dir) == run_dir.checkpoint_dir(1)
+    assert checkpoint.latest_valid(run_dir) == run_dir.checkpoint_dir(1)
     filler.unlink()
     assert run(longer, allowed=["total_steps"]) == 0
     assert run_dir.checkpoint_steps() == [1, 2, 3]

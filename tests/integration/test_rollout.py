@@ -20,7 +20,7 @@ from quadriga.data.loading.datasets import load_prompts
 from quadriga.data.records import Prompt, Sample
 from quadriga.data.settings import DataSettings
 from quadriga.data.tokens.tokenizer import load_tokenizer
-from quadriga.orchestrator.cluster.processes import Hosting, RolloutPlan, processes
+from quadriga.orchestrator.cluster.processes import ModelUse, RolloutPlan, processes
 from quadriga.orchestrator.evaluation.evaluate import _load
 from quadriga.orchestrator.rollout.pool import RolloutPool
 
@@ -37,8 +37,8 @@ def live(
 ) -> Iterator[tuple[RolloutPool, ActorGroup]]:
     """A pool whose one worker got its weights, as version 0, from an actor."""
     settings = ClusterSettings.model_validate(CLUSTER)
-    hostings, plan = [Hosting("actor", ModelSpec(str(made_model), "logprobs"))], RolloutPlan(str(made_model), 64, False)
-    with processes(settings, hostings, plan, str(tmp_path_factory.mktemp("logs"))) as running:
+    uses, plan = [ModelUse("actor", ModelSpec(str(made_model), "logprobs"))], RolloutPlan(str(made_model), 64, False)
+    with processes(settings, uses, plan, str(tmp_path_factory.mktemp("logs"))) as running:
         pool, actor = RolloutPool(running.fleet, STOPS, str), running.groups["actor"]
         pool.sync(0, lambda workers: actor.send_weights(0, workers).result()[1])
         yield pool, actor
@@ -69,8 +69,8 @@ def test_answers_come_in_order_and_the_counts_balance(
     assert len({tuple(sample.response_ids) for sample in samples}) > 30
     seen: list[tuple[int, int]] = []
     live[0].generate(asked[:3], [2, 0, 1], SAMPLING, 0, 0, lambda done, all_: seen.append((done, all_)))
-    ledger = live[0].ledger
-    assert (len(ledger.requests), len(ledger.answers), ledger.aborted, ledger.reissued) == (3, 3, 0, 0)
+    tracker = live[0].tracker
+    assert (len(tracker.requests), len(tracker.answers), tracker.aborted, tracker.reissued) == (3, 3, 0, 0)
     assert seen[-1] == (3, 3)
 
 

@@ -19,7 +19,7 @@ from quadriga.actors.weights.source import named_weights
 from quadriga.data.errors import Fault
 from quadriga.data.tokens.packing import plan
 from quadriga.kernels.losses import PolicyClip, ValueClip
-from quadriga.orchestrator.cluster.processes import Hosting, processes
+from quadriga.orchestrator.cluster.processes import ModelUse, processes
 
 pytestmark = pytest.mark.integration
 
@@ -94,14 +94,14 @@ def test_three_steps_are_the_same_everywhere(
     cluster = ClusterSettings(actor=host, critic=host, persistence_threshold=0)
     optimizer = OptimizerSettings(lr=LR, max_grad_norm=NORM)
     start = {"actor": made_model, "critic": made_reward}
-    hostings = [
-        Hosting("actor", ModelSpec(str(made_model), "logprobs"), optimizer),
-        Hosting("critic", ModelSpec(str(made_reward), "scalar", bias=0.5), optimizer),
+    uses = [
+        ModelUse("actor", ModelSpec(str(made_model), "logprobs"), optimizer),
+        ModelUse("critic", ModelSpec(str(made_reward), "scalar", bias=0.5), optimizer),
     ]
     expected = {role: plain_torch(path, role) for role, path in start.items()}
     ray.cloudpickle.register_pickle_by_value(recording_workers)  # the actors' processes cannot import it
     recording = dict.fromkeys(start, recording_workers.RecordingWorker)
-    with processes(cluster, hostings, None, str(tmp_path / "logs"), recording) as running:
+    with processes(cluster, uses, None, str(tmp_path / "logs"), recording) as running:
         for role, group in running.groups.items():
             if stage == 3:
                 assert group.description["partitioned_tensors"] == group.description["tensors"]
@@ -128,9 +128,9 @@ def test_gradient_that_is_not_finite_changes_nothing(
     """One advantage is inf in the second step: the step stops, and the weights stay those of the first, to the byte."""
     cluster = ClusterSettings(actor=ModelWorkerSettings(zero_stage=stage), persistence_threshold=0, dtype=dtype)
     spec = ModelSpec(str(made_model), "logprobs")
-    hostings = [Hosting("actor", spec, OptimizerSettings(lr=LR, max_grad_norm=NORM))]
+    uses = [ModelUse("actor", spec, OptimizerSettings(lr=LR, max_grad_norm=NORM))]
     loss = PolicyClip(CLIP)
-    with processes(cluster, hostings, None, str(tmp_path / "logs")) as running:
+    with processes(cluster, uses, None, str(tmp_path / "logs")) as running:
         group = running.groups["actor"]
         _, batch, spoilt = (
             [Element(e.sequences, {name: e.tokens[name] for name in loss.fields}) for e in elements]

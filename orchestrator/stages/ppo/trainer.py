@@ -25,10 +25,10 @@ from quadriga.orchestrator.algorithms import advantages
 from quadriga.orchestrator.algorithms.advantages import ESTIMATORS, Advantages, Experience
 from quadriga.orchestrator.algorithms.kl import KLController
 from quadriga.orchestrator.cluster.health import State
-from quadriga.orchestrator.cluster.processes import Hosting, RolloutPlan
+from quadriga.orchestrator.cluster.processes import ModelUse, RolloutPlan
 from quadriga.orchestrator.rewards.base import Reward, Scores
-from quadriga.orchestrator.rewards.function import FunctionReward, judged
-from quadriga.orchestrator.rewards.function_pool import Judge
+from quadriga.orchestrator.rewards.function import FunctionReward, score_samples
+from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
 from quadriga.orchestrator.rewards.model import ModelReward
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.settings import PpoStage
@@ -142,7 +142,7 @@ class Ppo(TrainingStage):
 
         self.pool.sync(version, send)
 
-    def settle(self) -> None:
+    def sync_after_restore(self) -> None:
         """The KL controller, the reward's processes, and the weights that the engines hold: they start without any."""
         self.kl = KLController(self.settings.algorithm.kl)
         if self.state.kl:
@@ -150,36 +150,36 @@ class Ppo(TrainingStage):
         self.reward = self._reward()
         self.sync(self.state.step)
 
-    def abandon(self) -> None:
+    def abort_step(self) -> None:
         """Answers of a step that is done again."""
-        self.pool.abandon()
+        self.pool.abort()
 
-    def begin(self) -> None:
-        """Losses, judges, the pool."""
+    def setup_workers(self) -> None:
+        """Losses, reward functions, the pool."""
         settings = self.settings
         self.dtype = settings.cluster.dtype
         self.policy_loss = LOSSES["policy_clip"](settings.algorithm.clip)
         self.value_loss = LOSSES["value_clip"](settings.algorithm.value_clip)
-        self.gold = Judge(settings.gold, self.run.logs_dir / "gold.log") if settings.gold else None
+        self.gold = RewardFunctionPool(settings.gold, self.run.logs_dir / "gold.log") if settings.gold else None
         function = settings.reward.function
-        self.judge = Judge(function, self.run.logs_dir / "reward.log") if function else None
+        self.reward_functions = RewardFunctionPool(function, self.run.logs_dir / "reward.log") if function else None
         stops = end_tokens(self.policy_path, self.tokenizer)
         decode = lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
         self.pool = RolloutPool(self.running.fleet, stops, decode)
 
     def _reward(self) -> Reward:
-        if self.judge is not None:
-            return FunctionReward(self.judge)
+        if self.reward_functions is not None:
+            return FunctionReward(self.reward_functions)
         assert self.reward_path is not None
         return ModelReward(self.group("reward"), reward_shift(self.reward_path), self.reward_path)
 
-    def close(self) -> None:
-        """End the judges' processes."""
-        for judge in (self.gold, self.judge):
-            if judge is not None:
-                judge.close()
+    def teardown(self) -> None:
+        """End the processes of reward functions."""
+        for functions in (self.gold, self.reward_functions):
+            if functions is not None:
+                functions.close()
 
-    def prepare(self) -> None:
+    def load_inputs(self) -> None:
         """Tokenizer, prompts, and what each role starts from."""
         from quadriga.data.loading.datasets import load_prompts
         from quadriga.data.tokens.tokenizer import load_tokenizer
@@ -207,23 +207,23 @@ class Ppo(TrainingStage):
                 "policy's folder will do: its trunk is used and the value head starts fresh)."
             )
 
-    def hostings(self) -> list[Hosting]:
+    def models(self) -> list[ModelUse]:
         """Actor, critic, reference, and the reward model if there is one."""
         settings = self.settings
-        hostings = [
-            Hosting("actor", ModelSpec(self.policy_path, "logprobs"), settings.optimizer),
-            Hosting("reference", ModelSpec(self.reference_path, "logprobs")),
+        uses = [
+            ModelUse("actor", ModelSpec(self.policy_path, "logprobs"), settings.optimizer),
+            ModelUse("reference", ModelSpec(self.reference_path, "logprobs")),
         ]
         if self.reward_path is not None:
-            hostings.append(Hosting("reward", scalar_spec(self.reward_path, settings.seed, None)))
+            uses.append(ModelUse("reward", scalar_spec(self.reward_path, settings.seed, None)))
         if self.has_critic:
             start = model_path(settings.critic, "critic") if settings.critic else self.reward_path
             assert start is not None
             critic = scalar_spec(start, settings.seed, -reward_shift(start))
-            hostings.append(Hosting("critic", critic, settings.critic_optimizer))
-        return hostings
+            uses.append(ModelUse("critic", critic, settings.critic_optimizer))
+        return uses
 
-    def rollout(self) -> RolloutPlan:
+    def engine(self) -> RolloutPlan:
         """Engines that wait for their first sync."""
         return RolloutPlan(self.policy_path, self.max_tokens, load=False)
 
@@ -267,8 +267,8 @@ class Ppo(TrainingStage):
             "rollout/response_length_max": float(max(lengths)),
             "rollout/distinct_answers": len({s.text for s in samples}) / len(samples),
             "rollout/policy_version": float(self.state.step),
-            "system/rollout_workers": float(len(self.running.fleet.having(State.HEALTHY, State.SUSPECT))),
-            "system/requests_reissued": float(self.pool.ledger.reissued),
+            "system/rollout_workers": float(len(self.running.fleet.in_state(State.HEALTHY, State.SUSPECT))),
+            "system/requests_reissued": float(self.pool.request_tracker.reissued),
             "perf/samples_per_second": len(samples) / max(1e-9, sum(self.timings.values())),
             "perf/generated_tokens_per_second": sum(lengths) / max(1e-9, self.timings["generate"]),
             "perf/sync_mb": self.sync_bytes / 1e6,
@@ -278,7 +278,7 @@ class Ppo(TrainingStage):
             metrics |= {"critic/value_mean": stats["value_mean"], "critic/return_mean": stats["return_mean"]}
         if self.gold is not None:
             with self.timed("gold"):
-                self.gold_scores = judged(self.gold, samples, "gold")
+                self.gold_scores = score_samples(self.gold, samples, "gold")
             good = [value for value in self.gold_scores.values if value is not None]
             metrics |= {"reward/gold": float(np.mean(good)) if good else float("nan")}
         return metrics

@@ -5,7 +5,7 @@ from quadriga.actors.model.group import Element
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.data.loading.batch_order import batch_indices
 from quadriga.data.records import Tokens
-from quadriga.orchestrator.cluster.processes import Hosting
+from quadriga.orchestrator.cluster.processes import ModelUse
 from quadriga.orchestrator.settings import PretrainStage
 from quadriga.orchestrator.training.checkpoint import Export
 from quadriga.orchestrator.training.supervised import SupervisedStage, masked_element
@@ -17,7 +17,7 @@ class Pretrain(SupervisedStage):
     stage = "pretrain"
     settings: PretrainStage
 
-    def prepare(self) -> None:
+    def load_inputs(self) -> None:
         """Tokenizer (trained on the documents unless given), fresh weights unless given, packed rows."""
         from quadriga.actors.model.export import save_fresh_model
         from quadriga.data.loading.datasets import document_texts, load_documents
@@ -45,9 +45,9 @@ class Pretrain(SupervisedStage):
         self.elements = packed_rows(split.train, settings.data.max_tokens, settings.seed)
         self.heldout = packed_rows(split.heldout, settings.data.max_tokens, settings.seed)
 
-    def hostings(self) -> list[Hosting]:
+    def models(self) -> list[ModelUse]:
         """The one model."""
-        return [Hosting("actor", ModelSpec(self.path, "logprobs"), self.settings.optimizer)]
+        return [ModelUse("actor", ModelSpec(self.path, "logprobs"), self.settings.optimizer)]
 
     def exports(self) -> dict[str, Export]:
         """The policy."""

@@ -12,8 +12,8 @@ from quadriga.data.records import Prompt, Ranking, Response, Sample
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.cluster.processes import RolloutPlan, connected, processes
 from quadriga.orchestrator.faults.recovery import Recovery
-from quadriga.orchestrator.rewards.function import judged
-from quadriga.orchestrator.rewards.function_pool import Judge
+from quadriga.orchestrator.rewards.function import score_samples
+from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.settings import RankStage
 from quadriga.orchestrator.tracking.console import StageProgress
@@ -22,7 +22,7 @@ from quadriga.orchestrator.training.stop import Stop
 from quadriga.orchestrator.training.trainer import note_skipped
 
 CHUNK = 256
-"""Prompts sampled, judged and written at a time: what an interruption can cost."""
+"""Prompts sampled, scored and written at a time: what an interruption can cost."""
 
 
 class Rank:
@@ -56,7 +56,7 @@ class Rank:
                 processes(
                     settings.cluster, [], RolloutPlan(path, longest, load=True), str(self.run.logs_dir), on_loss=losses
                 ) as running,
-                Judge(settings.annotator, self.run.logs_dir / "annotator.log") as annotator,
+                RewardFunctionPool(settings.annotator, self.run.logs_dir / "annotator.log") as annotator,
             ):
                 progress.started(len(chunks) - len(due), len(chunks), dashboard, None, running.logs)
                 note_skipped(split.skipped, self.run, progress)
@@ -69,7 +69,7 @@ class Rank:
                     lines = [json.dumps(ranking.to_row(), ensure_ascii=False) for ranking in rankings]
                     write_text_atomic(self._part(number), "".join(line + "\n" for line in lines))
                     progress.step(number + 1, {"rankings": len(rankings)})
-                    if stop.asked:
+                    if stop.requested:
                         break
         if not all(self._part(number).is_file() for number in range(len(chunks))):
             return False
@@ -79,7 +79,7 @@ class Rank:
     def _rank(
         self,
         pool: RolloutPool,
-        annotator: Judge,
+        annotator: RewardFunctionPool,
         prompts: list[Prompt],
         number: int,
         model: str,
@@ -90,14 +90,14 @@ class Rank:
         generator = np.random.default_rng(hash_seed(settings.seed, number))
         counts = [int(count) for count in generator.integers(low, high + 1, len(prompts))]
         samples = pool.generate(prompts, counts, settings.sampling, settings.seed, number, progress.part("sample"))
-        scores = judged(annotator, samples, "rank").values
+        scores = score_samples(annotator, samples, "rank").values
         rankings, start = [], 0
         for prompt, count in zip(prompts, counts, strict=True):
             own = list(zip(samples[start : start + count], scores[start : start + count], strict=True))
             start += count
-            judged_answers = _distinct_texts([(sample, score) for sample, score in own if score is not None])
-            if len(judged_answers) >= 2:
-                rankings.append(self._ranking(prompt, judged_answers, model))
+            scored = _distinct_texts([(sample, score) for sample, score in own if score is not None])
+            if len(scored) >= 2:
+                rankings.append(self._ranking(prompt, scored, model))
         return rankings
 
     def _ranking(self, prompt: Prompt, answers: list[tuple[Sample, float]], model: str) -> Ranking:

@@ -9,7 +9,7 @@ from quadriga.actors.model.folder import check_context, model_path
 from quadriga.actors.model.group import Element
 from quadriga.actors.model.heads import scalar_spec
 from quadriga.data.records import RankedTokens
-from quadriga.orchestrator.cluster.processes import Hosting
+from quadriga.orchestrator.cluster.processes import ModelUse
 from quadriga.orchestrator.evaluation.statistics import pair_accuracy, wilson_interval
 from quadriga.orchestrator.settings import RewardStage
 from quadriga.orchestrator.training.checkpoint import Export
@@ -27,7 +27,7 @@ class Reward(SupervisedStage):
     loss_name = "ranking"
     settings: RewardStage
 
-    def prepare(self) -> None:
+    def load_inputs(self) -> None:
         """Rankings split by prompt, and the demonstrations that shall score 0."""
         from quadriga.data.loading.datasets import load_demonstrations, load_rankings
         from quadriga.data.tokens.tokenizer import load_tokenizer
@@ -46,10 +46,10 @@ class Reward(SupervisedStage):
         else:
             self.zero = [sequence for element in self.elements for sequence in element.sequences][:ZERO_ROWS]
 
-    def hostings(self) -> list[Hosting]:
+    def models(self) -> list[ModelUse]:
         """The one model; its head has no bias of its own, since a difference of scores cannot teach one."""
         spec = scalar_spec(self.path, self.settings.seed, None, self.settings.head_std)
-        return [Hosting("reward", spec, self.settings.optimizer)]
+        return [ModelUse("reward", spec, self.settings.optimizer)]
 
     def units(self, elements: Sequence[Element]) -> float:
         """Prompts: every one weighs the same, however many answers it has."""

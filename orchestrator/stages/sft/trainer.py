@@ -2,7 +2,7 @@
 
 from quadriga.actors.model.folder import check_context, model_path
 from quadriga.actors.model.heads import ModelSpec
-from quadriga.orchestrator.cluster.processes import Hosting
+from quadriga.orchestrator.cluster.processes import ModelUse
 from quadriga.orchestrator.settings import SftStage
 from quadriga.orchestrator.training import invariants
 from quadriga.orchestrator.training.checkpoint import Export
@@ -15,7 +15,7 @@ class Sft(SupervisedStage):
     stage = "sft"
     settings: SftStage
 
-    def prepare(self) -> None:
+    def load_inputs(self) -> None:
         """Tokenizer of the model, demonstrations with their loss masks."""
         from quadriga.data.loading.datasets import load_demonstrations
         from quadriga.data.tokens.tokenizer import load_tokenizer
@@ -30,16 +30,16 @@ class Sft(SupervisedStage):
         self.elements = [masked_element([row]) for row in split.train]
         self.heldout = [masked_element([row]) for row in split.heldout]
 
-    def hostings(self) -> list[Hosting]:
+    def models(self) -> list[ModelUse]:
         """The one model."""
-        return [Hosting("actor", ModelSpec(self.path, "logprobs"), self.settings.optimizer)]
+        return [ModelUse("actor", ModelSpec(self.path, "logprobs"), self.settings.optimizer)]
 
     def exports(self) -> dict[str, Export]:
         """The policy."""
         return {"policy": Export(self.group("actor"), "policy", {})}
 
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         """At the last step, or earlier when asked to stop as held-out loss has not improved for two measurements."""
         losses = [loss for _, loss in self.state.measured]
         rises = len(losses) > 2 and min(losses[-2:]) >= min(losses[:-2])
-        return super().finished() or (self.settings.stop_when_heldout_rises and rises)
+        return super().is_finished() or (self.settings.stop_when_heldout_rises and rises)

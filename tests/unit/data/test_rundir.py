@@ -125,7 +125,7 @@ def test_opening_a_run_removes_what_was_left_unfinished(tmp_path):
 
 KILLED = """
 import os, pathlib, sys
-from quadriga.data.rundir import publish
+from quadriga.data.atomic_files import publish
 calls = int(sys.argv[2])
 def counted(real):
     def call(*arguments):
@@ -195,14 +195,14 @@ def test_one_process_at_a_time_has_the_directory(tmp_path):
 def test_a_request_reaches_the_run_and_the_stages_of_a_pipeline(tmp_path: Path) -> None:
     pipeline, stage = RunDir.create(tmp_path / "p"), RunDir.create(tmp_path / "p" / "round-1" / "ppo")
     alone = RunDir.create(tmp_path / "p" / "other" / "ppo")
-    pipeline.ask("stop")
-    assert pipeline.asked("stop") is True and stage.asked("stop") is True and alone.asked("stop") is None
-    stage.ask("rollout", 3)
-    assert stage.asked("rollout") == 3 and pipeline.asked("rollout") is None
+    pipeline.request("stop")
+    assert pipeline.requested("stop") is True and stage.requested("stop") is True and alone.requested("stop") is None
+    stage.request("rollout", 3)
+    assert stage.requested("rollout") == 3 and pipeline.requested("rollout") is None
     stage.start_attempt({})
-    assert stage.asked("stop") is True  # the pipeline was asked, not this stage
+    assert stage.requested("stop") is True  # the pipeline was asked, not this stage
     pipeline.start_attempt({})
-    assert stage.asked("stop") is None and stage.asked("rollout") == 3
-    stage.forget("rollout")
-    stage.forget("rollout")
-    assert stage.asked("rollout") is None
+    assert stage.requested("stop") is None and stage.requested("rollout") == 3
+    stage.clear_request("rollout")
+    stage.clear_request("rollout")
+    assert stage.requested("rollout") is None

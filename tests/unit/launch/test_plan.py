@@ -193,7 +193,7 @@ def test_ranks_with_a_part_of_a_gpu_share_one(planned: Any) -> None:
 
 
 def test_roles_spread_over_nodes_have_hosts_of_their_own(planned: Any) -> None:
-    """As the run would seat them: the actor's four hosts hold two ranks each, and engines are on a fifth."""
+    """As the run would slot them: the actor's four hosts hold two ranks each, and engines are on a fifth."""
     spread = ["placement=[[actor, critic, reference, reward], [rollout]]", "actor.nodes=4", "rollout.workers=3"]
     plan = planned(PPO, *(f"cluster.{override}" for override in spread), "cluster.actor.offload=optimizer")
     host = next(device for device in plan.layout.devices if device.kind == "host")

@@ -46,11 +46,11 @@ def test_every_value_is_known_and_every_noun_has_several() -> None:
 def test_reference_answers_are_perfect_and_demonstrations_leave_room() -> None:
     rows = assistant.heldout_prompts(400, 1)
     best = gold([{"prompt": r["prompt"], "messages": r["prompt"], "response": r["answer"], "meta": r} for r in rows])
-    assert all(judged["score"] == 1.0 for judged in best)
+    assert all(score_samples["score"] == 1.0 for score_samples in best)
     shown = assistant.demonstrations(4000, 1)
-    judged = gold([{"response": r["messages"][1]["content"], "meta": r} for r in shown])
+    score_samples = gold([{"response": r["messages"][1]["content"], "meta": r} for r in shown])
     for kind in world.KINDS:
-        scores = [j["score"] for j, r in zip(judged, shown, strict=True) if r["kind"] == kind]
+        scores = [j["score"] for j, r in zip(score_samples, shown, strict=True) if r["kind"] == kind]
         assert 0.3 < sum(scores) / len(scores) < 0.8
         assert max(scores) == 1.0 and min(scores) == 0.0
 

@@ -120,7 +120,7 @@ def test_its_way_to_ask_for_a_stop_is_heard(tmp_path: Path) -> None:
     asking = functions(script(job(tmp_path), tmp_path), "ask_to_stop")
     run = RunDir.create(tmp_path / "run")
     subprocess.run(["bash", "-c", f"run_dir=$0\n{asking}\nask_to_stop", str(run.path)], check=True)
-    assert run.asked("stop") is True
+    assert run.requested("stop") is True
 
 
 def test_a_step_that_outlasts_the_warning_is_given_up(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ HOLDER = """if True:
     with run.locked():
         run.start_attempt({})
         print("running", flush=True)
-        while run.asked("stop") is None:
+        while run.requested("stop") is None:
             time.sleep(0.05)
         run.end_attempt("interrupted")
 """
@@ -189,7 +189,7 @@ def test_a_run_on_this_machine_is_asked_and_awaited(tmp_path: Path, capsys: pyte
 
 def test_a_request_reaches_a_run_that_only_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was asked before an attempt is forgotten when it begins; the one who asks sees to it."""
-    RunDir.create(tmp_path).ask("stop")
+    RunDir.create(tmp_path).request("stop")
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.DEVNULL)
     asking = subprocess.run([sys.executable, "-m", "quadriga.launch.jobs.stop", str(tmp_path)], timeout=60)
     assert asking.returncode == 0 and holder.wait(timeout=10) == 0

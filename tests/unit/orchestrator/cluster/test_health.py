@@ -20,8 +20,8 @@ class Clock:
 def healthy(clock: Clock, version: int = 3) -> Health:
     """A worker that is up and holds these weights."""
     health = Health(10.0, clock)
-    health.started()
-    health.loaded(version)
+    health.on_started()
+    health.on_weights_loaded(version)
     return health
 
 
@@ -29,38 +29,38 @@ def test_a_late_worker_is_suspect_then_dead() -> None:
     clock = Clock()
     health = healthy(clock)
     clock.now += 1000  # nobody asked it anything: that is no silence
-    health.asked()
-    assert health.waited() is State.HEALTHY
+    health.on_request()
+    assert health.on_timeout_check() is State.HEALTHY
     clock.now += 5.1
-    assert health.waited() is State.SUSPECT and health.serves(3)
-    health.answered()
+    assert health.on_timeout_check() is State.SUSPECT and health.serves(3)
+    health.on_response()
     assert health.state is State.HEALTHY
-    health.asked()
+    health.on_request()
     clock.now += 10.1
-    assert health.waited() is State.DEAD and not health.serves(3)
+    assert health.on_timeout_check() is State.DEAD and not health.serves(3)
 
 
 def test_a_worker_that_came_back_serves_nothing_before_it_has_the_weights() -> None:
     health = healthy(Clock())
-    health.died()
+    health.mark_dead()
     served = [health.serves(3)]
-    health.restarting()
+    health.mark_restarting()
     served.append(health.serves(3))
-    health.started()
+    health.on_started()
     served.append(health.serves(3))
     assert served == [False] * 3 and health.state is State.STALE
-    health.loaded(4)
+    health.on_weights_loaded(4)
     assert health.serves(4) and not health.serves(3)
 
 
-@pytest.mark.parametrize("step", ["started", "restarting"])
+@pytest.mark.parametrize("step", ["on_started", "mark_restarting"])
 def test_a_healthy_worker_cannot_start(step: str) -> None:
     with pytest.raises(ValueError, match="a worker that is healthy cannot become"):
         getattr(healthy(Clock()), step)()
 
 
 @given(
-    st.lists(st.sampled_from(["started", "loaded", "outdated", "answered", "asked", "waited", "died", "restarting"]))
+    st.lists(st.sampled_from(["on_started", "on_weights_loaded", "mark_stale", "on_response", "on_request", "on_timeout_check", "mark_dead", "mark_restarting"]))
 )
 def test_it_serves_exactly_the_version_it_was_last_given_since_its_start(steps: list[str]) -> None:
     clock, holds, version = Clock(), None, 0
@@ -69,16 +69,16 @@ def test_it_serves_exactly_the_version_it_was_last_given_since_its_start(steps: 
         clock.now += 4
         before = health.state
         try:
-            if step == "loaded":
+            if step == "on_weights_loaded":
                 version += 1
-                health.loaded(version)
+                health.on_weights_loaded(version)
             else:
                 getattr(health, step)()
         except ValueError:
             assert health.state is before
             continue
-        if step == "loaded":
+        if step == "on_weights_loaded":
             holds = version
-        if step in ("died", "outdated") or health.state is State.DEAD:
+        if step in ("mark_dead", "mark_stale") or health.state is State.DEAD:
             holds = None
         assert [v for v in range(version + 2) if health.serves(v)] == ([] if holds is None else [holds])

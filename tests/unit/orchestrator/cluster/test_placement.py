@@ -7,12 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quadriga.data.errors import UserError
-from quadriga.orchestrator.cluster.placement import Machine, Placement, Wish, crowd, fewest_cores, place, threads
+from quadriga.orchestrator.cluster.placement import (
+    Machine,
+    Placement,
+    ResourceRequest,
+    fewest_cores,
+    max_processes_per_node,
+    place,
+    threads,
+)
 
 ROLES = ["actor", "critic", "reference", "reward", "rollout"]
-wishes = st.dictionaries(
+requests = st.dictionaries(
     st.sampled_from(ROLES),
-    st.builds(Wish, st.integers(1, 8), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([None, None, 1, 2, 3])),
+    st.builds(
+        ResourceRequest, st.integers(1, 8), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([None, None, 1, 2, 3])
+    ),
     min_size=1,
 )
 modes = st.sampled_from(["auto", "separate", "colocate"]) | st.permutations(ROLES).flatmap(
@@ -26,48 +36,48 @@ clusters = st.lists(st.tuples(st.integers(1, 16), st.integers(0, 16)), min_size=
 def used(plan: Placement) -> dict[tuple[int, int], float]:
     """GPUs taken of every bundle."""
     taken: dict[tuple[int, int], float] = defaultdict(float)
-    for seats in plan.seats.values():
-        for seat in seats:
-            assert seat.berth is not None
-            taken[seat.berth, seat.bundle] += seat.gpus
+    for slots in plan.slots.values():
+        for slot in slots:
+            assert slot.group is not None
+            taken[slot.group, slot.bundle] += slot.gpus
     return taken
 
 
-@given(wishes, modes, clusters)
+@given(requests, modes, clusters)
 def test_no_seat_is_beyond_its_bundle_and_no_berth_beyond_its_machine(
-    wanted: dict[str, Wish], mode: str, cluster: list[Machine]
+    wanted: dict[str, ResourceRequest], mode: str, cluster: list[Machine]
 ) -> None:
     try:
         plan = place(wanted, "cuda", mode, cluster)
     except UserError:
         return
-    assert {role: len(seats) for role, seats in plan.seats.items()} == {role: w.count for role, w in wanted.items()}
-    for (berth, bundle), taken in used(plan).items():
-        assert taken <= plan.berths[berth].bundles[bundle]["GPU"] + 1e-9
-    tied = [berth for berth in plan.berths if berth.machine]
-    assert len({berth.machine for berth in tied}) == len(tied)  # a machine is in one berth
+    assert {role: len(slots) for role, slots in plan.slots.items()} == {role: w.count for role, w in wanted.items()}
+    for (group, bundle), taken in used(plan).items():
+        assert taken <= plan.groups[group].bundles[bundle]["GPU"] + 1e-9
+    tied = [group for group in plan.groups if group.machine]
+    assert len({group.machine for group in tied}) == len(tied)  # a machine is in one group
     total = 0.0
-    for berth in plan.berths:
-        gpus = sum(bundle["GPU"] for bundle in berth.bundles)
+    for group in plan.groups:
+        gpus = sum(bundle["GPU"] for bundle in group.bundles)
         total += gpus
-        if berth.machine:
-            assert gpus <= next(machine.gpus for machine in cluster if machine.address == berth.machine)
+        if group.machine:
+            assert gpus <= next(machine.gpus for machine in cluster if machine.address == group.machine)
     assert total <= sum(machine.gpus for machine in cluster)
-    for role, wish in wanted.items():
-        if wish.nodes:  # as many machines as were asked for, the same number of neighbours on each
-            machines = [plan.berths[seat.berth].machine for seat in plan.seats[role] if seat.berth is not None]
-            assert len(set(machines)) == wish.nodes
+    for role, request in wanted.items():
+        if request.nodes:  # as many machines as were asked for, the same number of neighbours on each
+            machines = [plan.groups[slot.group].machine for slot in plan.slots[role] if slot.group is not None]
+            assert len(set(machines)) == request.nodes
             assert machines == sorted(machines, key=machines.index)
-            assert {machines.count(machine) for machine in machines} == {wish.count // wish.nodes}
+            assert {machines.count(machine) for machine in machines} == {request.count // request.nodes}
 
 
 @given(st.dictionaries(st.sampled_from(ROLES), st.integers(1, 8), min_size=1), st.integers(0, 40))
 def test_without_nodes_only_the_number_of_gpus_counts(counts: dict[str, int], gpus: int) -> None:
-    wanted, cluster = {role: Wish(count, 1.0) for role, count in counts.items()}, [Machine("a", 64, gpus)]
+    wanted, cluster = {role: ResourceRequest(count, 1.0) for role, count in counts.items()}, [Machine("a", 64, gpus)]
     for mode, need in (("separate", sum(counts.values())), ("colocate", max(counts.values()))):
         if need <= gpus:
-            (berth,) = place(wanted, "cuda", mode, cluster).berths
-            assert sum(bundle["GPU"] for bundle in berth.bundles) == need and berth.machine is None
+            (group,) = place(wanted, "cuda", mode, cluster).groups
+            assert sum(bundle["GPU"] for bundle in group.bundles) == need and group.machine is None
         else:
             with pytest.raises(UserError, match="GPUs"):
                 place(wanted, "cuda", mode, cluster)
@@ -77,26 +87,31 @@ def test_without_nodes_only_the_number_of_gpus_counts(counts: dict[str, int], gp
 def test_on_cpu_nothing_is_reserved_and_no_role_has_more_processes_than_cores(
     counts: dict[str, int], cores: int
 ) -> None:
-    wanted, cluster = {role: Wish(count, 1.0) for role, count in counts.items()}, [Machine("a", cores, 0)]
+    wanted, cluster = {role: ResourceRequest(count, 1.0) for role, count in counts.items()}, [Machine("a", cores, 0)]
     if max(counts.values()) > cores:
         with pytest.raises(UserError, match=f"there are {cores} CPU cores"):
             place(wanted, "cpu", "auto", cluster)
     else:
         plan = place(wanted, "cpu", "auto", cluster)
-        assert plan.berths == [] and all(seat.berth is None for seats in plan.seats.values() for seat in seats)
-        assert crowd(plan, list(counts), cluster) == sum(counts.values())
+        assert plan.groups == [] and all(slot.group is None for slots in plan.slots.values() for slot in slots)
+        assert max_processes_per_node(plan, list(counts), cluster) == sum(counts.values())
 
 
 THREE = [Machine("10.77.0.1", 2, 0), Machine("10.77.0.2", 2, 0), Machine("10.77.0.3", 2, 0)]
-SPREAD = {"actor": Wish(2, 1.0, 2), "critic": Wish(1, 1.0), "reward": Wish(1, 1.0), "rollout": Wish(2, 1.0, 1)}
+SPREAD = {
+    "actor": ResourceRequest(2, 1.0, 2),
+    "critic": ResourceRequest(1, 1.0),
+    "reward": ResourceRequest(1, 1.0),
+    "rollout": ResourceRequest(2, 1.0, 1),
+}
 LISTS = [["actor", "critic", "reference", "reward"], ["rollout"]]
 
 
 def test_roles_sit_on_the_machines_that_their_list_has() -> None:
     plan = place(SPREAD, "cpu", LISTS, THREE)
     where = {
-        role: [plan.berths[seat.berth].machine for seat in seats if seat.berth is not None]
-        for role, seats in plan.seats.items()
+        role: [plan.groups[slot.group].machine for slot in slots if slot.group is not None]
+        for role, slots in plan.slots.items()
     }
     assert where == {
         "actor": ["10.77.0.1", "10.77.0.2"],
@@ -104,23 +119,47 @@ def test_roles_sit_on_the_machines_that_their_list_has() -> None:
         "reward": ["10.77.0.1"],
         "rollout": ["10.77.0.3", "10.77.0.3"],
     }
-    assert crowd(plan, ["actor", "critic", "reward"], THREE) == 3
+    assert max_processes_per_node(plan, ["actor", "critic", "reward"], THREE) == 3
 
 
 @pytest.mark.parametrize(
     ("wanted", "mode", "device", "machines", "sentence"),
     [
         (SPREAD, LISTS, "cpu", THREE[:2], r"rollout: 1 machine of its own with 2 CPU cores each"),
-        (SPREAD | {"actor": Wish(3, 1.0, 2)}, LISTS, "cpu", THREE, "3 processes, which cannot be spread evenly over 2"),
-        (SPREAD | {"critic": Wish(1, 1.0, 1)}, LISTS, "cpu", THREE, "actor.nodes is 2 and cluster.critic.nodes is 1"),
-        (SPREAD | {"rollout": Wish(3, 1.0, 1)}, LISTS, "cpu", THREE, "with 3 CPU cores each, and 10.77.0.3 .* left"),
+        (
+            SPREAD | {"actor": ResourceRequest(3, 1.0, 2)},
+            LISTS,
+            "cpu",
+            THREE,
+            "3 processes, which cannot be spread evenly over 2",
+        ),
+        (
+            SPREAD | {"critic": ResourceRequest(1, 1.0, 1)},
+            LISTS,
+            "cpu",
+            THREE,
+            "actor.nodes is 2 and cluster.critic.nodes is 1",
+        ),
+        (
+            SPREAD | {"rollout": ResourceRequest(3, 1.0, 1)},
+            LISTS,
+            "cpu",
+            THREE,
+            "with 3 CPU cores each, and 10.77.0.3 .* left",
+        ),
         (SPREAD, LISTS, "cuda", THREE, "with 1 GPU each"),
         (SPREAD, [["actor"], ["actor"]], "cpu", THREE, "names actor twice"),
-        ({"actor": Wish(1, 1.0), "rollout": Wish(1, 2.0)}, "colocate", "cuda", THREE, "rollout takes 2 GPUs"),
+        (
+            {"actor": ResourceRequest(1, 1.0), "rollout": ResourceRequest(1, 2.0)},
+            "colocate",
+            "cuda",
+            THREE,
+            "rollout takes 2 GPUs",
+        ),
     ],
 )
 def test_what_cannot_be_seated_is_refused(
-    wanted: dict[str, Wish], mode: str, device: str, machines: list[Machine], sentence: str
+    wanted: dict[str, ResourceRequest], mode: str, device: str, machines: list[Machine], sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         place(wanted, device, mode, machines)
@@ -129,9 +168,12 @@ def test_what_cannot_be_seated_is_refused(
 def test_processes_on_gpus_are_counted_by_the_machine() -> None:
     """Four roles of 32 ranks on four machines of 8 GPUs: 32 processes on each, not 128."""
     roles = ["actor", "critic", "reference", "reward"]
-    wanted, cluster = {role: Wish(32, 1.0) for role in roles}, [Machine(f"10.0.0.{n}", 64, 8) for n in range(4)]
-    assert crowd(place(wanted, "cuda", "colocate", cluster), roles, cluster) == 32
-    assert crowd(place(wanted, "cuda", "colocate", cluster), roles[:1], cluster) == 8
+    wanted, cluster = (
+        {role: ResourceRequest(32, 1.0) for role in roles},
+        [Machine(f"10.0.0.{n}", 64, 8) for n in range(4)],
+    )
+    assert max_processes_per_node(place(wanted, "cuda", "colocate", cluster), roles, cluster) == 32
+    assert max_processes_per_node(place(wanted, "cuda", "colocate", cluster), roles[:1], cluster) == 8
 
 
 def test_a_head_without_cores_leaves_the_others_theirs() -> None:

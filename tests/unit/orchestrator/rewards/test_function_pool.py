@@ -14,8 +14,8 @@ import pytest
 from quadriga.actors.settings import AnswerFunction
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.records import Prompt, Sample
-from quadriga.orchestrator.rewards.function import judged
-from quadriga.orchestrator.rewards.function_pool import Judge, JudgeError, score_of
+from quadriga.orchestrator.rewards.function import score_samples
+from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool, RowError, score_of
 
 MODULE = """
 import ctypes, os, subprocess, sys, time
@@ -108,8 +108,8 @@ def rows(*responses: str, **meta: Any) -> list[dict[str, Any]]:
     return [{"prompt": [message], "messages": [message], "response": text, "meta": meta} for text in responses]
 
 
-def judge(name: str, log: Path | None = None, **settings: Any) -> Judge:
-    return Judge(AnswerFunction(function=f"judging:{name}", **settings), log)
+def pool_of(name: str, log: Path | None = None, **settings: Any) -> RewardFunctionPool:
+    return RewardFunctionPool(AnswerFunction(function=f"judging:{name}", **settings), log)
 
 
 def is_gone(pid: int, within: float = 5.0) -> bool:
@@ -128,124 +128,124 @@ def is_gone(pid: int, within: float = 5.0) -> bool:
 
 def test_results_come_in_order_from_several_processes() -> None:
     texts = ["x" * (n % 37) for n in range(100)]
-    with judge("length", processes=2) as pool:
+    with pool_of("length", processes=2) as pool:
         pids = pool.pids
         assert len(set(pids)) == 2
-        assert pool.judge(rows(*texts)) == [float(len(text)) for text in texts]
-        assert pool.judge([]) == []
+        assert pool.score(rows(*texts)) == [float(len(text)) for text in texts]
+        assert pool.score([]) == []
     assert all(is_gone(pid) for pid in pids)
 
 
 def test_dicts_come_back_whole_and_a_call_has_few_rows() -> None:
-    with judge("parts") as pool:
-        results = pool.judge(rows("a", "bb", "ccc"))
+    with pool_of("parts") as pool:
+        results = pool.score(rows("a", "bb", "ccc"))
         assert results == [{"score": n, "calls": 3.0} for n in (1.0, 2.0, 3.0)]
-        assert not isinstance(results[2], JudgeError) and score_of(results[2]) == 3.0 and score_of(1.5) == 1.5
-        many = pool.judge(rows(*["a"] * 20))
+        assert not isinstance(results[2], RowError) and score_of(results[2]) == 3.0 and score_of(1.5) == 1.5
+        many = pool.score(rows(*["a"] * 20))
         assert max(result["calls"] for result in many if isinstance(result, dict)) <= 8
 
 
 def test_one_bad_row_does_not_spoil_its_neighbours() -> None:
-    with judge("picky") as pool:
+    with pool_of("picky") as pool:
         pid = pool.pids
-        results = pool.judge(rows("a", "bad", "c"))
-        assert results == [1.0, JudgeError("ValueError: cannot judge 'bad'"), 1.0]
+        results = pool.score(rows("a", "bad", "c"))
+        assert results == [1.0, RowError("ValueError: cannot judge 'bad'"), 1.0]
         assert pool.pids == pid  # an exception costs no process
 
 
 def test_what_is_not_a_finite_number_is_an_error_and_never_zero() -> None:
-    with judge("mixed") as pool:
+    with pool_of("mixed") as pool:
         names = ["nan", "inf", "none", "text", "dict", "part", "big"]
-        *bad, good = pool.judge(rows(*names, "fine"))
+        *bad, good = pool.score(rows(*names, "fine"))
     assert good == 2.0
     for name, result in zip(names, bad, strict=True):
-        assert isinstance(result, JudgeError), name
+        assert isinstance(result, RowError), name
         assert len(result.message) < 700
-    assert bad[2] == JudgeError("returned None, which is not finite numbers")
-    assert bad[4] == JudgeError("returned a dict without 'score' (it has quality)")
+    assert bad[2] == RowError("returned None, which is not finite numbers")
+    assert bad[4] == RowError("returned a dict without 'score' (it has quality)")
 
 
 @pytest.mark.parametrize(("name", "count"), [("short", "0 results"), ("endless", "5000000 results")])
 def test_a_wrong_number_of_results_is_an_error(name: str, count: str) -> None:
-    with judge(name) as pool:
-        results = pool.judge(rows("a", "b"))
-    assert results == [JudgeError(f"returned {count} for 1 answers")] * 2
+    with pool_of(name) as pool:
+        results = pool.score(rows("a", "b"))
+    assert results == [RowError(f"returned {count} for 1 answers")] * 2
 
 
 def test_a_call_over_its_time_is_killed_and_repeated_row_by_row(tmp_path: Path) -> None:
     witness = tmp_path / "pid"
-    with judge("hang", timeout=0.5, max_error_rate=1) as pool:
+    with pool_of("hang", timeout=0.5, max_error_rate=1) as pool:
         (before,) = pool.pids
         start = time.monotonic()
-        results = pool.judge(rows("a", "hang", "b", witness=str(witness)) + rows(*["c"] * 8))
+        results = pool.score(rows("a", "hang", "b", witness=str(witness)) + rows(*["c"] * 8))
         assert time.monotonic() - start < 5
         assert is_gone(before) and is_gone(int(witness.read_text())) and pool.pids != [before]
-        (bad,) = [result for result in results if isinstance(result, JudgeError)]
+        (bad,) = [result for result in results if isinstance(result, RowError)]
         assert results[1] is bad and bad.message.startswith("timed out after 0.0")  # its share of the second 0.5 s
         assert [result for result in results if result is not bad] == [3.0] * 10
-        assert pool.judge(rows("a")) == [3.0]
+        assert pool.score(rows("a")) == [3.0]
 
 
 @pytest.mark.parametrize(("retries", "good"), [(0, 0), (2, 2)])
 def test_a_failed_row_is_judged_again_as_often_as_set(retries: int, good: int, tmp_path: Path) -> None:
     """Of rows that succeed at their 2nd, 3rd and 4th attempt, those that need no more than are given."""
     texts = [str(attempts) for attempts in (1, 2, 3)]
-    with judge("moody", retries=retries, max_error_rate=1) as pool:
-        results = [pool.judge(rows(text, witness=str(tmp_path))) for text in texts]
+    with pool_of("moody", retries=retries, max_error_rate=1) as pool:
+        results = [pool.score(rows(text, witness=str(tmp_path))) for text in texts]
     assert results.count([8.0]) == good
 
 
 def test_a_function_that_fails_on_everything_is_given_up_early(tmp_path: Path) -> None:
     witness = tmp_path / "pid"
-    with judge("hang", timeout=0.2, retries=0) as pool:
+    with pool_of("hang", timeout=0.2, retries=0) as pool:
         start = time.monotonic()
-        results = pool.judge(rows(*["hang"] * 400, witness=str(witness)))  # 50 calls of 0.2 s and a restart each
+        results = pool.score(rows(*["hang"] * 400, witness=str(witness)))  # 50 calls of 0.2 s and a restart each
         assert time.monotonic() - start < 10
-        late = JudgeError("not judged: too many others failed")
-        assert results[0] == JudgeError("timed out after 0.2 s") and results[-1] == late
+        late = RowError("not score_samples: too many others failed")
+        assert results[0] == RowError("timed out after 0.2 s") and results[-1] == late
         assert results.count(late) == 352  # 41 failed are too many: seen after six calls
         with pytest.raises(Fault, match=r"400 of 400 .* The first error: timed out"):
             pool.check_rate(results, "score")
 
 
 def test_a_process_that_exits_or_crashes_is_named_and_replaced() -> None:
-    with judge("leave") as pool:
+    with pool_of("leave") as pool:
         (before,) = pool.pids
-        results = pool.judge(rows("a", "exit", "raise", "b", "crash"))
+        results = pool.score(rows("a", "exit", "raise", "b", "crash"))
         assert is_gone(before)
         assert results == [
             4.0,
-            JudgeError("the process exited with 7"),
-            JudgeError("SystemExit: enough"),
+            RowError("the process exited with 7"),
+            RowError("SystemExit: enough"),
             4.0,
-            JudgeError("the process was killed by SIGSEGV"),
+            RowError("the process was killed by SIGSEGV"),
         ]
         os.kill(pool.pids[0], signal.SIGKILL)
         assert is_gone(pool.pids[0])
-        assert pool.judge(rows("a", "b")) == [4.0, 4.0]  # row by row, in a fresh process
+        assert pool.score(rows("a", "b")) == [4.0, 4.0]  # row by row, in a fresh process
 
 
 def test_children_of_the_function_die_with_it(tmp_path: Path) -> None:
     witness = tmp_path / "child"
-    with judge("child_and_exit", timeout=30) as pool:
+    with pool_of("child_and_exit", timeout=30) as pool:
         start = time.monotonic()
         # The child holds a copy of every pipe, yet the death of its parent is seen at once.
-        assert pool.judge(rows("a", witness=str(witness))) == [JudgeError("the process exited with 9")]
+        assert pool.score(rows("a", witness=str(witness))) == [RowError("the process exited with 9")]
         assert time.monotonic() - start < 5
         assert is_gone(int(witness.read_text()))
 
 
 def test_a_forked_copy_of_the_process_answers_nothing() -> None:
-    with judge("fork") as pool:
-        assert pool.judge(rows("a", "b")) == [5.0, 5.0]
-        assert pool.judge(rows("c")) == [5.0]
+    with pool_of("fork") as pool:
+        assert pool.score(rows("a", "b")) == [5.0, 5.0]
+        assert pool.score(rows("c")) == [5.0]
 
 
 def test_printing_does_not_reach_the_protocol(tmp_path: Path) -> None:
     log = tmp_path / "judge.log"
-    with judge("noisy", log) as pool:
-        assert pool.judge(rows("a")) == [6.0]
-        assert pool.judge(rows("b")) == [6.0]
+    with pool_of("noisy", log) as pool:
+        assert pool.score(rows("a")) == [6.0]
+        assert pool.score(rows("b")) == [6.0]
     text = log.read_bytes()
     assert text.count(b"from a child") == 2 and text.count(b"z") == 2_000_000
 
@@ -255,8 +255,8 @@ def test_a_trainer_that_was_killed_leaves_no_process_behind(tmp_path: Path) -> N
     row = {"response": "hang", "meta": {"witness": str(witness)}}
     code = (
         "from quadriga.actors.settings import AnswerFunction\n"
-        "from quadriga.orchestrator.rewards.function_pool import Judge\n"
-        f"Judge(AnswerFunction(function='judging:hang', timeout=60)).judge([{row!r}])"
+        "from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool\n"
+        f"RewardFunctionPool(AnswerFunction(function='judging:hang', timeout=60)).score([{row!r}])"
     )
     trainer = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 30
@@ -281,21 +281,21 @@ def test_a_trainer_that_was_killed_leaves_no_process_behind(tmp_path: Path) -> N
 )
 def test_a_function_that_does_not_import_is_the_users_to_mend(function: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
-        Judge(AnswerFunction(function=function, processes=1))
+        RewardFunctionPool(AnswerFunction(function=function, processes=1))
     assert function in str(caught.value)
 
 
 def test_too_many_errors_stop_the_run() -> None:
-    with judge("length", max_error_rate=0.25) as pool:
+    with pool_of("length", max_error_rate=0.25) as pool:
         pool.check_rate([], "score")
-        pool.check_rate([1.0, 2.0, 3.0, JudgeError("a")], "score")
+        pool.check_rate([1.0, 2.0, 3.0, RowError("a")], "score")
         with pytest.raises(Fault, match=r"judging:length failed on 2 of 4 answers.*The first error: b$") as caught:
-            pool.check_rate([1.0, JudgeError("b"), 3.0, JudgeError("c")], "score")
+            pool.check_rate([1.0, RowError("b"), 3.0, RowError("c")], "score")
     assert (caught.value.phase, caught.value.actor) == ("score", "judging:length")
-    with judge("length", max_error_rate=1) as pool:
-        pool.check_rate([1.0, JudgeError("a")], "score")
+    with pool_of("length", max_error_rate=1) as pool:
+        pool.check_rate([1.0, RowError("a")], "score")
         with pytest.raises(Fault, match="2 of 2"):
-            pool.check_rate([JudgeError("a")] * 2, "score")
+            pool.check_rate([RowError("a")] * 2, "score")
 
 
 @pytest.mark.parametrize(("drop", "values"), [("answer", [1.0, None, 1.0, 1.0]), ("group", [None, None, 1.0, 1.0])])
@@ -305,6 +305,6 @@ def test_a_failed_answer_is_dropped_alone_or_with_its_prompts_others(drop: str, 
     samples = [
         Sample(prompt, index % 2, [2], [0.0], [1], [0], "stop", text) for index, (prompt, text) in enumerate(texts)
     ]
-    with judge("picky", drop=drop, max_error_rate=0.5) as pool:
-        scores = judged(pool, samples, "score")
+    with pool_of("picky", drop=drop, max_error_rate=0.5) as pool:
+        scores = score_samples(pool, samples, "score")
     assert scores.values == values and scores.errors == 1

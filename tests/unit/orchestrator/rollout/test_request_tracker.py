@@ -1,4 +1,4 @@
-"""The ledger of requests against workers that answer, come and go in any order."""
+"""The tracker of requests against workers that answer, come and go in any order."""
 
 import pytest
 from hypothesis import settings
@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from quadriga.actors.rollout.engine_loop import Finished, Request
 from quadriga.actors.settings import SamplingSettings
 from quadriga.data.errors import Fault
-from quadriga.orchestrator.rollout.request_tracker import Ledger
+from quadriga.orchestrator.rollout.request_tracker import RequestTracker
 
 WORKERS = ["rollout 0", "rollout 1", "rollout 2"]
 
@@ -22,19 +22,19 @@ def finished(id_: str) -> Finished:
 
 
 class Generation(RuleBasedStateMachine):
-    """What each worker was told, kept beside the ledger; an answer is made of nothing else."""
+    """What each worker was told, kept beside the tracker; an answer is made of nothing else."""
 
     @initialize(count=st.integers(0, 12))
     def ask(self, count: int) -> None:
         self.ids = [str(number) for number in range(count)]
-        self.ledger = Ledger([request(id_) for id_ in self.ids])
+        self.request_tracker = RequestTracker([request(id_) for id_ in self.ids])
         self.told: dict[str, list[str]] = {}
         self.answered: list[str] = []
         self.reissued = 0
 
     @rule(workers=st.lists(st.sampled_from(WORKERS), unique=True))
     def share_out(self, workers: list[str]) -> None:
-        shares = self.ledger.share_out(workers)
+        shares = self.request_tracker.assign(workers)
         assert set(shares) <= set(workers)
         sizes = [len(shares.get(worker, [])) for worker in workers]
         assert not sizes or max(sizes) - min(sizes) <= 1
@@ -46,7 +46,7 @@ class Generation(RuleBasedStateMachine):
     def answer(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(sorted(worker for worker, ids in self.told.items() if ids)))
         ids = data.draw(st.lists(st.sampled_from(self.told[worker]), unique=True))
-        self.ledger.answer(worker, [finished(id_) for id_ in ids])
+        self.request_tracker.record(worker, [finished(id_) for id_ in ids])
         self.answered += ids
         self.told[worker] = [id_ for id_ in self.told[worker] if id_ not in ids]
 
@@ -55,35 +55,37 @@ class Generation(RuleBasedStateMachine):
         others = [id_ for id_ in self.ids if id_ not in self.told.get(worker, [])]
         if others:
             with pytest.raises(Fault, match=f"{worker} answered"):
-                self.ledger.answer(worker, [finished(data.draw(st.sampled_from(others)))])
+                self.request_tracker.record(worker, [finished(data.draw(st.sampled_from(others)))])
 
     @rule(worker=st.sampled_from(WORKERS))
     def lose(self, worker: str) -> None:
-        self.ledger.lose(worker)
+        self.request_tracker.reissue(worker)
         self.reissued += len(self.told.pop(worker, []))
 
     @invariant()
     def every_request_ends_once_at_most(self) -> None:
         assert len(self.answered) == len(set(self.answered))
-        assert sorted(self.ledger.answers) == sorted(self.answered)
-        assert self.ledger.due == len(self.ids) - len(self.answered)
-        assert self.ledger.reissued == self.reissued
-        assert [worker for worker in WORKERS if self.ledger.owes(worker)] == [w for w in WORKERS if self.told.get(w)]
+        assert sorted(self.request_tracker.answers) == sorted(self.answered)
+        assert self.request_tracker.remaining == len(self.ids) - len(self.answered)
+        assert self.request_tracker.reissued == self.reissued
+        assert [worker for worker in WORKERS if self.request_tracker.has_open(worker)] == [
+            w for w in WORKERS if self.told.get(w)
+        ]
 
     def teardown(self) -> None:
         """One worker that stays is enough to end the batch."""
-        if not hasattr(self, "ledger"):
+        if not hasattr(self, "tracker"):
             return
         for worker in WORKERS[1:]:
-            self.ledger.lose(worker)
-        self.ledger.share_out(WORKERS[:1])
+            self.request_tracker.reissue(worker)
+        self.request_tracker.assign(WORKERS[:1])
         waiting = [id_ for id_ in self.ids if id_ not in self.answered]
         if waiting:
             with pytest.raises(Fault, match="requests were made"):
-                self.ledger.check()
-        self.ledger.answer(WORKERS[0], [finished(id_) for id_ in waiting])
-        self.ledger.check()
-        assert sorted(self.ledger.answers, key=int) == self.ids
+                self.request_tracker.check()
+        self.request_tracker.record(WORKERS[0], [finished(id_) for id_ in waiting])
+        self.request_tracker.check()
+        assert sorted(self.request_tracker.answers, key=int) == self.ids
 
 
 TestGeneration = Generation.TestCase
@@ -91,11 +93,11 @@ TestGeneration.settings = settings(max_examples=150, stateful_step_count=25, dea
 
 
 def test_an_aborted_batch_is_counted_and_its_late_answers_are_refused() -> None:
-    ledger = Ledger([request("a"), request("b"), request("c")])
-    ledger.share_out(WORKERS[:2])
-    ledger.answer(WORKERS[0], [finished("a")])
-    ledger.abort()
-    ledger.check()
-    assert (ledger.due, ledger.aborted, list(ledger.answers)) == (0, 2, ["a"])
+    tracker = RequestTracker([request("a"), request("b"), request("c")])
+    tracker.assign(WORKERS[:2])
+    tracker.record(WORKERS[0], [finished("a")])
+    tracker.abort()
+    tracker.check()
+    assert (tracker.remaining, tracker.aborted, list(tracker.answers)) == (0, 2, ["a"])
     with pytest.raises(Fault, match="which it was not asked"):
-        ledger.answer(WORKERS[1], [finished("b")])
+        tracker.record(WORKERS[1], [finished("b")])

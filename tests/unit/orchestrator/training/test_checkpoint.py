@@ -122,19 +122,19 @@ DAMAGES = [
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run: RunDir, damage: Callable[[Path], None]) -> None:
     damage(run.checkpoint_dir(6))
     told: list[tuple[str, str]] = []
-    found = checkpoint.newest_whole(run, lambda folder, reason: told.append((folder.name, reason)))
+    found = checkpoint.latest_valid(run, lambda folder, reason: told.append((folder.name, reason)))
     assert found == run.checkpoint_dir(3)
     ((name, reason),) = told
     assert name == "step-6.damaged" and str(run.checkpoint_dir(6)) in reason
     assert run.checkpoint_steps() == [3]
-    assert checkpoint.newest_whole(run) == found
+    assert checkpoint.latest_valid(run) == found
 
 
 def test_an_emptied_folder_and_a_torn_write_are_no_checkpoints(run: RunDir) -> None:
     run.checkpoint_dir(9).mkdir()
     torn = run.checkpoints_dir / ".step-12.4242.tmp"
     shutil.copytree(run.checkpoint_dir(6), torn)
-    assert checkpoint.newest_whole(run) == run.checkpoint_dir(6)
+    assert checkpoint.latest_valid(run) == run.checkpoint_dir(6)
     RunDir.create(run.path)
     assert not torn.exists()
 
