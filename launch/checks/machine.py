@@ -12,19 +12,19 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from quadriga.actors.runtime.device import cores
-from quadriga.launch.checks.report import Finding, gpu_count
+from quadriga.launch.checks.report import CheckResult, gpu_count
 
 GIB = 1 << 30
 IMPORTS = ("torch", "transformers", "ray", "deepspeed", "vllm", "wandb")
 """Imported for trial, each in a process of its own."""
 
 
-def check_machine() -> Iterator[Finding]:
+def check_machine() -> Iterator[CheckResult]:
     """Everything that can be seen without starting Ray; the trial imports take about half a minute."""
     yield python_version(sys.version_info[:2])
     yield free_disk(Path.cwd(), shutil.disk_usage(Path.cwd()).free)
     yield free_memory(_available_memory())
-    yield Finding("ok", "cores", f"{cores()} CPU cores")
+    yield CheckResult("ok", "cores", f"{cores()} CPU cores")
     yield compiler()
     yield shared_memory()
     yield ports()
@@ -35,66 +35,66 @@ def check_machine() -> Iterator[Finding]:
         yield from threads.map(trial_import, IMPORTS)
 
 
-def python_version(found: Sequence[int]) -> Finding:
+def python_version(found: Sequence[int]) -> CheckResult:
     """3.11 or 3.12."""
     text = ".".join(map(str, found))
     if not (3, 11) <= tuple(found) < (3, 13):
         wanted = f"Quadriga needs Python 3.11 or 3.12, and this is {text}: install one and run `make clean setup`."
-        return Finding("problem", "python", wanted)
-    return Finding("ok", "python", f"Python {text}")
+        return CheckResult("problem", "python", wanted)
+    return CheckResult("ok", "python", f"Python {text}")
 
 
-def free_disk(folder: Path, free: int) -> Finding:
+def free_disk(folder: Path, free: int) -> CheckResult:
     """Room for checkpoints. free: bytes."""
     if free < 2 * GIB:
         text = f"Only {free / GIB:.1f} GB of disk are free at {folder}: free at least 2 GB, or set `run_dir` elsewhere."
-        return Finding("problem", "disk", text)
-    return Finding("ok", "disk", f"{free / GIB:.0f} GB free at {folder}")
+        return CheckResult("problem", "disk", text)
+    return CheckResult("ok", "disk", f"{free / GIB:.0f} GB free at {folder}")
 
 
-def free_memory(free: int | None) -> Finding:
+def free_memory(free: int | None) -> CheckResult:
     """Room for the processes of the pocket recipe. free: bytes, None where the system does not tell."""
     if free is None:
-        return Finding("note", "memory", "This system does not tell how much memory is free.")
+        return CheckResult("note", "memory", "This system does not tell how much memory is free.")
     if free < 4 * GIB:
         text = f"Only {free / GIB:.1f} GB of memory are free; four models and vLLM need 4 GB even when they are tiny."
-        return Finding("problem", "memory", text)
-    return Finding("ok", "memory", f"{free / GIB:.0f} GB of memory free")
+        return CheckResult("problem", "memory", text)
+    return CheckResult("ok", "memory", f"{free / GIB:.0f} GB of memory free")
 
 
-def compiler() -> Finding:
+def compiler() -> CheckResult:
     """Not needed on CPU; DeepSpeed builds its offloaded optimizer with one."""
     found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
     if found is None:
         text = "No C++ compiler is installed. Only `offload` on a GPU needs one (for example the package g++)."
-        return Finding("note", "compiler", text)
-    return Finding("ok", "compiler", f"C++ compiler {found}")
+        return CheckResult("note", "compiler", text)
+    return CheckResult("ok", "compiler", f"C++ compiler {found}")
 
 
-def shared_memory() -> Finding:
+def shared_memory() -> CheckResult:
     """Ray keeps objects in /dev/shm and falls back to slow files where it is small, as it is in many containers."""
     folder = Path("/dev/shm")
     if not folder.is_dir():
-        return Finding("note", "shared memory", "There is no /dev/shm: Ray keeps objects in slower files.")
+        return CheckResult("note", "shared memory", "There is no /dev/shm: Ray keeps objects in slower files.")
     free = shutil.disk_usage(folder).free
     if free < GIB:
         text = f"/dev/shm has {free / GIB:.1f} GB free: Ray keeps objects in slower files. In Docker add --shm-size=4g."
-        return Finding("note", "shared memory", text)
-    return Finding("ok", "shared memory", f"{free / GIB:.0f} GB of shared memory free")
+        return CheckResult("note", "shared memory", text)
+    return CheckResult("ok", "shared memory", f"{free / GIB:.0f} GB of shared memory free")
 
 
-def ports() -> Finding:
+def ports() -> CheckResult:
     """Processes on this machine can reach each other."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             socket.create_connection(server.getsockname(), timeout=5).close()
     except OSError as error:
         text = f"Processes cannot reach each other over 127.0.0.1 ({error}): allow local connections."
-        return Finding("problem", "ports", text)
-    return Finding("ok", "ports", "local connections work")
+        return CheckResult("problem", "ports", text)
+    return CheckResult("ok", "ports", "local connections work")
 
 
-def gpu() -> Iterator[Finding]:
+def gpu() -> Iterator[CheckResult]:
     """What torch sees, and a CPU build beside a GPU."""
     count = gpu_count()
     if count:
@@ -102,19 +102,19 @@ def gpu() -> Iterator[Finding]:
 
         for index in range(count):
             properties = torch.cuda.get_device_properties(index)
-            yield Finding("ok", "gpu", f"{properties.name}, {properties.total_memory / GIB:.0f} GB")
+            yield CheckResult("ok", "gpu", f"{properties.name}, {properties.total_memory / GIB:.0f} GB")
     elif Path("/dev/nvidia0").exists():
         text = "There is a GPU, but this torch cannot use it: for the CUDA build run `make clean setup EXTRA=cuda`."
-        yield Finding("note", "gpu", text)
+        yield CheckResult("note", "gpu", text)
     else:
-        yield Finding("ok", "gpu", "none: everything runs on CPU")
+        yield CheckResult("ok", "gpu", "none: everything runs on CPU")
 
 
-def tracking_key() -> Finding:
+def tracking_key() -> CheckResult:
     """Whether there is a key, never which."""
     if os.environ.get("WANDB_API_KEY"):
-        return Finding("ok", "W&B", "WANDB_API_KEY is set: runs are sent to W&B")
-    return Finding("ok", "W&B", "no WANDB_API_KEY: runs are written offline, for `wandb sync` later")
+        return CheckResult("ok", "W&B", "WANDB_API_KEY is set: runs are sent to W&B")
+    return CheckResult("ok", "W&B", "no WANDB_API_KEY: runs are written offline, for `wandb sync` later")
 
 
 def pins() -> dict[str, str]:
@@ -122,20 +122,20 @@ def pins() -> dict[str, str]:
     return {name: wanted for name, wanted, _ in _pins()}
 
 
-def pinned_versions() -> Iterator[Finding]:
+def pinned_versions() -> Iterator[CheckResult]:
     """What is installed equals the pins of our own package."""
     for name, wanted, marker in _pins():
         try:
             found = version(name)
         except PackageNotFoundError:
             if "extra" not in marker:
-                yield Finding("problem", name, f"{name} is not installed: run `make setup`.")
+                yield CheckResult("problem", name, f"{name} is not installed: run `make setup`.")
             continue
         if found.partition("+")[0] != wanted:
             text = f"{name} is {found}, but {wanted} is what works with the others: run `make clean setup`."
-            yield Finding("problem", name, text)
+            yield CheckResult("problem", name, text)
         else:
-            yield Finding("ok", name, found)
+            yield CheckResult("ok", name, found)
 
 
 def _pins() -> list[tuple[str, str, str]]:
@@ -144,7 +144,7 @@ def _pins() -> list[tuple[str, str, str]]:
     return [(pin[1], pin[2], pin[3]) for pin in found if pin]
 
 
-def trial_import(name: str) -> Finding:
+def trial_import(name: str) -> CheckResult:
     """Import a package in a process of its own: a broken build may crash, and must not take us along."""
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "DS_ACCELERATOR": "" if gpu_count() else "cpu"}
     environment = {key: value for key, value in environment.items() if value}
@@ -152,11 +152,11 @@ def trial_import(name: str) -> Finding:
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     except subprocess.TimeoutExpired:
-        return Finding("problem", name, f"`import {name}` did not end within 5 minutes: is the disk overloaded?")
+        return CheckResult("problem", name, f"`import {name}` did not end within 5 minutes: is the disk overloaded?")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return Finding("problem", name, f"`import {name}` fails ({reason}): run `make clean setup`.")
-    return Finding("ok", name, "imports")
+        return CheckResult("problem", name, f"`import {name}` fails ({reason}): run `make clean setup`.")
+    return CheckResult("ok", name, "imports")
 
 
 def _available_memory() -> int | None:

@@ -19,7 +19,7 @@ from quadriga.orchestrator.settings import PipelineStage, PretrainStage, RewardS
 LEARNT, GIVEN = "green", "dim"
 
 
-class DataView:
+class Preview:
     """Prints the rows of stages.
 
     rows: how many to show of each stage. scan: how many rows of each source to read.

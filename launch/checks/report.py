@@ -13,7 +13,7 @@ Level = Literal["ok", "note", "problem"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One thing that was looked at. `problem`: it must be mended; `note`: it is worth knowing."""
 
     level: Level
@@ -22,13 +22,13 @@ class Finding:
 
 
 @dataclass
-class Inspection:
+class CheckReport:
     """Findings as they come in, each once: two roles often start from one model."""
 
     subject: str = ""
-    findings: list[Finding] = field(default_factory=list)
+    results: list[CheckResult] = field(default_factory=list)
 
-    def look(self, check: Callable[..., str | None], *arguments: Any) -> bool:
+    def run(self, check: Callable[..., str | None], *arguments: Any) -> bool:
         """Keep what a check says: its text, or the UserError it raises. True when it found no problem."""
         try:
             text = check(*arguments)
@@ -44,9 +44,9 @@ class Inspection:
         self._add("note", text)
 
     def _add(self, level: Level, text: str) -> None:
-        finding = Finding(level, self.subject, text)
-        if finding not in self.findings:
-            self.findings.append(finding)
+        result = CheckResult(level, self.subject, text)
+        if result not in self.results:
+            self.results.append(result)
 
 
 @cache

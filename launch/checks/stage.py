@@ -8,10 +8,10 @@ from quadriga.actors.runtime.device import cores
 from quadriga.actors.settings import AnswerFunction, ModelSettings, Role
 from quadriga.data.errors import UserError
 from quadriga.launch.checks import model as model_checks
-from quadriga.launch.checks.report import Finding, Inspection, gpu_count
+from quadriga.launch.checks.report import CheckReport, CheckResult, gpu_count
 from quadriga.launch.config.error_messages import nearest, summary
 from quadriga.launch.config.load import build, is_placeholder, placeholders
-from quadriga.launch.config.unused_settings import idle_on_this_machine
+from quadriga.launch.config.unused_settings import unused_on_this_machine
 from quadriga.orchestrator.algorithms.advantages import ESTIMATORS
 from quadriga.orchestrator.cluster.placement import Machine, Placement, place, resource_requests
 from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
@@ -28,41 +28,41 @@ from quadriga.orchestrator.settings import (
 )
 
 
-def check_config(stage: Any) -> list[Finding]:
+def check_config(stage: Any) -> list[CheckResult]:
     """Look at everything that a stage, or every stage of a pipeline, needs. Starts no Ray, DeepSpeed or vLLM."""
-    inspection = Inspection()
+    report = CheckReport()
     if isinstance(stage, PipelineStage):
-        _inspect_pipeline(stage, inspection)
+        _inspect_pipeline(stage, report)
     else:
-        _inspect_stage(stage, inspection, stage.name)
-    return inspection.findings
+        _inspect_stage(stage, report, stage.name)
+    return report.results
 
 
 def require_sound(stage: Any) -> list[str]:
     """The notes of `check_config`. Raises UserError, one paragraph, when it finds a problem."""
-    findings = check_config(stage)
-    problems = [finding for finding in findings if finding.level == "problem"]
+    results = check_config(stage)
+    problems = [result for result in results if result.level == "problem"]
     if problems:
         named = isinstance(stage, PipelineStage)
         raise UserError(summary([f"Stage `{each.subject}`: {each.text}" if named else each.text for each in problems]))
-    return list(dict.fromkeys(finding.text for finding in findings if finding.level == "note"))
+    return list(dict.fromkeys(result.text for result in results if result.level == "note"))
 
 
-def _inspect_pipeline(pipeline: PipelineStage, inspection: Inspection) -> None:
+def _inspect_pipeline(pipeline: PipelineStage, report: CheckReport) -> None:
     entries = [*pipeline.stages, *pipeline.repeat]
     stages = single_stages(pipeline)
     made = {entry.name: stage.stage for entry, stage in zip(entries, stages, strict=True)}
     generates = any(isinstance(stage, GeneratingStage) for stage in stages)
     for entry, stage in zip(entries, stages, strict=True):
-        _inspect_stage(stage, inspection, entry.name)
-        inspection.look(_inputs_are_made, entry, made)
+        _inspect_stage(stage, report, entry.name)
+        report.run(_inputs_are_made, entry, made)
         # Its model is what later stages generate with.
         if generates and isinstance(stage, PretrainStage):
-            inspection.look(_servable, stage.model, stage)
+            report.run(_servable, stage.model, stage)
     if pipeline.evaluation is not None:
-        inspection.subject = "evaluation"
-        inspection.look(_function_imports, pipeline.evaluation.gold)
-        inspection.look(model_checks.data_reads, pipeline.evaluation.prompts)
+        report.subject = "evaluation"
+        report.run(_function_imports, pipeline.evaluation.gold)
+        report.run(model_checks.data_reads, pipeline.evaluation.prompts)
 
 
 def _inputs_are_made(entry: StageEntry, made: dict[str, str]) -> None:
@@ -78,45 +78,45 @@ def _inputs_are_made(entry: StageEntry, made: dict[str, str]) -> None:
                 )
 
 
-def _inspect_stage(stage: Any, inspection: Inspection, subject: str) -> None:
-    inspection.subject = subject
-    inspection.look(_possible, stage)
-    inspection.look(_placeable, stage)
-    for note in idle_on_this_machine(stage.cluster, gpu_count() > 0):
-        inspection.note(note)
+def _inspect_stage(stage: Any, report: CheckReport, subject: str) -> None:
+    report.subject = subject
+    report.run(_possible, stage)
+    report.run(_placeable, stage)
+    for note in unused_on_this_machine(stage.cluster, gpu_count() > 0):
+        report.note(note)
     for function in _functions(stage):
-        inspection.look(_function_imports, function)
-    sound = [inspection.look(model_checks.loadable, model) for model in _models(stage)]
+        report.run(_function_imports, function)
+    sound = [report.run(model_checks.loadable, model) for model in _models(stage)]
     if isinstance(stage, GeneratingStage) and sound[0]:
-        inspection.look(_servable, stage.policy, stage)
-        inspection.look(heads_divide, stage)
+        report.run(_servable, stage.policy, stage)
+        report.run(heads_divide, stage)
     if all(sound):
         if isinstance(stage, PpoStage) and stage.reward.path is not None:
-            inspection.look(model_checks.reward_head_trained, stage.reward.path)
-        _inspect_data(stage, inspection)
+            report.run(model_checks.reward_head_trained, stage.reward.path)
+        _inspect_data(stage, report)
 
 
-def _inspect_data(stage: Any, inspection: Inspection) -> None:
+def _inspect_data(stage: Any, report: CheckReport) -> None:
     """Tokenizer, template, context and a sample of the rows; of a model that is not made yet, only the rows."""
     model = stage.model if isinstance(stage, TrainStage) else stage.policy
     folder = (stage.tokenizer.path if isinstance(stage, PretrainStage) else None) or model.path
     data = stage.data if isinstance(stage, TrainStage) else stage.prompts
     if isinstance(stage, TrainStage):
-        inspection.look(model_checks.context_suffices, model, data.max_tokens, "data.max_tokens")
+        report.run(model_checks.context_suffices, model, data.max_tokens, "data.max_tokens")
     else:
         longest, keys = data.max_tokens + stage.sampling.max_tokens, "prompts.max_tokens + sampling.max_tokens"
-        inspection.look(model_checks.context_suffices, model, longest, keys)
+        report.run(model_checks.context_suffices, model, longest, keys)
     if model_checks.made_later(data):
         return
     if folder is None or is_placeholder(folder):
-        inspection.look(model_checks.data_reads, data)
+        report.run(model_checks.data_reads, data)
         return
-    if inspection.look(model_checks.tokenizer_sound, folder, data.chat_template, model):
-        inspection.look(model_checks.data_loads, stage, folder)
+    if report.run(model_checks.tokenizer_sound, folder, data.chat_template, model):
+        report.run(model_checks.data_loads, stage, folder)
     if isinstance(stage, PpoStage) and stage.reward.path and not is_placeholder(stage.reward.path):
         from quadriga.actors.model.folder import check_same_tokenizer
 
-        inspection.look(check_same_tokenizer, folder, stage.reward.path)
+        report.run(check_same_tokenizer, folder, stage.reward.path)
 
 
 def _models(stage: Any) -> Iterator[ModelSettings]:

@@ -113,13 +113,13 @@ def submit(
       quadriga submit my-ppo.yaml total_steps=200 --allow-changed total_steps --no-follow
     """
     from quadriga.launch.jobs.client import connect
-    from quadriga.launch.jobs.submit import Needs, Parcel
+    from quadriga.launch.jobs.submit import DriverResources, JobPackage
     from quadriga.launch.jobs.submit import submit as send
 
     client = connect(address)
-    parcel = Parcel(working_dir, shared or [], env or [], secret or [], secrets_file)
-    needs = Needs(num_cpus, num_gpus, _resources(resources))
-    job = send(client, config, overrides or [], parcel, needs, allow_changed or [])
+    package = JobPackage(working_dir, shared or [], env or [], secret or [], secrets_file)
+    needs = DriverResources(num_cpus, num_gpus, _resources(resources))
+    job = send(client, config, overrides or [], package, needs, allow_changed or [])
     Console(stderr=True).print(f"Submitted as job {job}.", highlight=False, markup=False)
     if follow:
         raise typer.Exit(follow_job(client, job, address))

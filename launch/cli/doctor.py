@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from quadriga.launch.checks.machine import check_machine
-from quadriga.launch.checks.report import Finding
+from quadriga.launch.checks.report import CheckResult
 
 MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "problem": ("FAIL", "bold red")}
 
@@ -23,8 +23,8 @@ def doctor(stage: Any | None, console: Console, config: Path | None = None) -> i
 
         console.print(f"\n{config}", style="bold", highlight=False)
         with console.status("Looking at the config"):
-            findings = check_config(stage)
-        for finding in findings:
+            results = check_config(stage)
+        for finding in results:
             problems += _print(finding, console)
         if stage.cluster.ssh is not None:
             problems += hosts(stage, console)
@@ -35,15 +35,15 @@ def doctor(stage: Any | None, console: Console, config: Path | None = None) -> i
 
 def hosts(stage: Any, console: Console) -> int:
     """Print what the hosts of `cluster.ssh` say. Returns the number of problems."""
-    from quadriga.launch.ssh.preflight import survey
+    from quadriga.launch.ssh.preflight import run_preflight
 
     with console.status("Looking at the hosts"):
-        found = survey(stage)
+        found = run_preflight(stage)
     console.print(found.table(stage.cluster.ssh))
     return sum(_print(problem, console) for problem in found.problems)
 
 
-def _print(finding: Finding, console: Console) -> bool:
+def _print(finding: CheckResult, console: Console) -> bool:
     mark, style = MARKS[finding.level]
     console.print(Text.assemble((mark, style), "  ", (f"{finding.subject}: ", "dim"), finding.text))
     return finding.level == "problem"

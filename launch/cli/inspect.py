@@ -29,9 +29,9 @@ def data(
     from quadriga.launch.config.load import load_config
 
     stage = load_config(config, overrides or [])
-    from quadriga.launch.checks.preview import DataView
+    from quadriga.launch.checks.preview import Preview
 
-    DataView(Console(), rows, scan).show(stage)
+    Preview(Console(), rows, scan).show(stage)
 
 
 def doctor(

@@ -10,7 +10,7 @@ from quadriga.data.errors import UserError
 from quadriga.data.secrets import without_secrets
 from quadriga.launch.config.document import Document, KeyPath, dotted, read_value, read_yaml
 from quadriga.launch.config.error_messages import annotation_at, explain, nearest, summary
-from quadriga.launch.config.unused_settings import without_effect
+from quadriga.launch.config.unused_settings import find_unused
 from quadriga.orchestrator.settings import PipelineStage, Stage, StageEntry
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
@@ -191,7 +191,7 @@ def _validate(document: Document, at: KeyPath = ()) -> Any:
         raise UserError(explain(error, document, STAGES, at)) from None
     idle = [
         f"`{dotted(path)}` ({document.place(at + path)}) would have no effect: {reason}."
-        for path, reason in without_effect(stage)
+        for path, reason in find_unused(stage)
     ]
     if idle:
         raise UserError(summary(idle))

@@ -17,7 +17,7 @@ from quadriga.orchestrator.settings import (
     TrainStage,
 )
 
-Finding = tuple[KeyPath, str]
+UnusedKey = tuple[KeyPath, str]
 
 HOSTED: dict[type[BaseModel], tuple[str, ...]] = {
     PretrainStage: ("actor", "driver"),
@@ -27,17 +27,17 @@ HOSTED: dict[type[BaseModel], tuple[str, ...]] = {
 """What can be lost, of the stages that do not have everything."""
 
 
-def without_effect(stage: BaseModel) -> list[Finding]:
+def find_unused(stage: BaseModel) -> list[UnusedKey]:
     """Keys that were changed and would change nothing: key path and reason."""
     return [
         (path + key, reason)
         for path, section in _sections(stage, ())
-        for key, reason in _idle(section)
+        for key, reason in _unused_keys(section)
         if _changed(section, key)
     ]
 
 
-def idle_on_this_machine(cluster: ClusterSettings, cuda: bool) -> list[str]:
+def unused_on_this_machine(cluster: ClusterSettings, cuda: bool) -> list[str]:
     """Keys of `cluster:` that were changed and do nothing on this kind of device. Reported, never an error."""
     if cuda:
         return []
@@ -47,7 +47,7 @@ def idle_on_this_machine(cluster: ClusterSettings, cuda: bool) -> list[str]:
     return [f"`cluster.{dotted(key)}` has no effect without a GPU." for key in keys if _changed(cluster, key)]
 
 
-def _idle(section: BaseModel) -> Iterator[Finding]:
+def _unused_keys(section: BaseModel) -> Iterator[UnusedKey]:
     """What would have no effect beside the section's other settings, if it was changed."""
     match section:
         case OptimizerSettings(schedule="constant"):

@@ -16,7 +16,7 @@ from quadriga.launch.jobs.client import ENDED, RUN, RUN_DIR, attempts, next_id
 
 
 @dataclass(frozen=True)
-class Parcel:
+class JobPackage:
     """What a run gets beside its config."""
 
     working_dir: Path | None = None
@@ -34,7 +34,7 @@ class Parcel:
 
 
 @dataclass(frozen=True)
-class Needs:
+class DriverResources:
     """What Ray shall reserve for the driver. With all of it zero it starts on the head."""
 
     cpus: float = 0
@@ -46,8 +46,8 @@ def submit(
     client: Any,
     config: str | Path,
     overrides: Sequence[str] = (),
-    parcel: Parcel = Parcel(),
-    needs: Needs = Needs(),
+    package: JobPackage = JobPackage(),
+    needs: DriverResources = DriverResources(),
     allow_changed: Sequence[str] = (),
 ) -> str:
     """Start the run of a config as a job and return its submission id, `<name>-<n>`. It does not depend on us then.
@@ -61,8 +61,8 @@ def submit(
             f"`run_dir` is {stage.run_dir or 'not set'}: a job has no folder of its own that lasts. Give an absolute "
             "path on storage that every node sees, for example run_dir=/shared/runs/" + stage.name
         )
-    variables = environment(parcel.environment)
-    if parcel.secrets_file is not None and not parcel.secrets:
+    variables = environment(package.environment)
+    if package.secrets_file is not None and not package.secrets:
         raise UserError("--secrets-file is read for what --secret names: give at least one --secret NAME.")
     running = [job for job in attempts(client, stage.name) if job.status not in ENDED]
     if running:
@@ -71,10 +71,10 @@ def submit(
             f"with `quadriga stop {stage.name}`, or set another `name`."
         )
     with tempfile.TemporaryDirectory(prefix="quadriga-job-") as folder:
-        staged = staging.stage_job(stage, Path(folder), parcel.working_dir, parcel.shared)
+        staged = staging.stage_job(stage, Path(folder), package.working_dir, package.shared)
         return str(
             client.submit_job(
-                entrypoint=_command(stage.run_dir, parcel, allow_changed),
+                entrypoint=_command(stage.run_dir, package, allow_changed),
                 submission_id=next_id(client, stage.name),
                 runtime_env={
                     "working_dir": staged.working_dir,
@@ -104,9 +104,9 @@ def environment(names: Sequence[str]) -> dict[str, str]:
     return values
 
 
-def _command(run_dir: str, parcel: Parcel, allow_changed: Sequence[str]) -> str:
-    words = [parcel.python, "-m", "quadriga.launch.job_main", run_dir]
+def _command(run_dir: str, package: JobPackage, allow_changed: Sequence[str]) -> str:
+    words = [package.python, "-m", "quadriga.launch.job_main", run_dir]
     words += [f"--allow-changed={key}" for key in allow_changed]
-    words += [f"--secret={name}" for name in parcel.secrets]
-    words += [f"--secrets-file={parcel.secrets_file}"] if parcel.secrets_file else []
+    words += [f"--secret={name}" for name in package.secrets]
+    words += [f"--secrets-file={package.secrets_file}"] if package.secrets_file else []
     return shlex.join(words)

@@ -20,10 +20,10 @@ from quadriga.launch.jobs.client import ENDED, INTERRUPTED, attempts, connect
 from quadriga.launch.jobs.logs import follow
 from quadriga.launch.jobs.package import CONFIG, on_cluster
 from quadriga.launch.jobs.stop import stop_job
-from quadriga.launch.jobs.submit import Parcel, submit
+from quadriga.launch.jobs.submit import JobPackage, submit
 from quadriga.launch.ssh.checks import Facts
 from quadriga.launch.ssh.hosts import Host, all_of, hosts_of, tunnel
-from quadriga.launch.ssh.preflight import CLIENT, FIXED, Survey, survey
+from quadriga.launch.ssh.preflight import CLIENT, NODE_PORTS, PreflightReport, run_preflight
 
 UP_SECONDS = 120.0
 DOWN_SECONDS = 60.0
@@ -51,7 +51,7 @@ def ray_command(settings: SshSettings, address: str, cores: int | str, head: str
     low, high = settings.worker_ports
     words = [settings.python, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     words += [f"--node-ip-address={address}", f"--num-cpus={cores}"]
-    words += [f"--{option}={low + place}" for place, option in enumerate(FIXED)]
+    words += [f"--{option}={low + place}" for place, option in enumerate(NODE_PORTS)]
     words += [f"--min-worker-port={low + CLIENT + 1}", f"--max-worker-port={high}"]
     if head is not None:
         return [*words, f"--address={head}:{settings.ray_port}"]
@@ -59,7 +59,7 @@ def ray_command(settings: SshSettings, address: str, cores: int | str, head: str
     return [*words, "--dashboard-host=127.0.0.1", f"--dashboard-port={settings.dashboard_port}"]
 
 
-def bring_up(stage: Any, found: Survey, token: str, console: Console) -> None:
+def bring_up(stage: Any, found: PreflightReport, token: str, console: Console) -> None:
     """Start Ray on the head, then on all others at once. Raises Fault, naming the host, after ending what started.
 
     token: whoever joins the cluster or its jobs must have it.
@@ -102,8 +102,8 @@ def launch(
 ) -> int:
     """Bring a cluster up, run the config on it as a job, follow it, end the cluster; returns the run's exit code.
 
-    working_dir, shared: as in `submit.Parcel`. A cluster of this run that is up (this machine was switched off, say) is
-    joined, and its job followed.
+    working_dir, shared: as in `submit.JobPackage`. A cluster of this run that is already up (this machine was switched
+    off, say) is joined, and its job followed.
     Raises UserError for what `quadriga hosts` would find wrong, before anything is started.
     """
     settings = stage.cluster.ssh
@@ -121,17 +121,17 @@ def launch(
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         with tunnel(head, settings.dashboard_port) as address:
             file = Path(there["state"]) / "environment" if settings.environment else None
-            parcel = Parcel(working_dir, shared, (), settings.environment, file, settings.python)
-            return _run(stage, config, overrides, parcel, address, console)
+            package = JobPackage(working_dir, shared, (), settings.environment, file, settings.python)
+            return _run(stage, config, overrides, package, address, console)
     finally:
         with console.status("Ending Ray on the hosts"):
             bring_down(stage.name, settings, console)
 
 
-def require_sound_hosts(stage: Any, console: Console) -> Survey:
+def require_sound_hosts(stage: Any, console: Console) -> PreflightReport:
     """What the hosts say. Raises UserError, one paragraph, for what must be mended first."""
     with console.status(f"Looking at {len(stage.cluster.ssh.hosts)} hosts"):
-        found = survey(stage)
+        found = run_preflight(stage)
     if found.facts:
         console.print(found.table(stage.cluster.ssh))
     if found.problems:
@@ -139,11 +139,13 @@ def require_sound_hosts(stage: Any, console: Console) -> Survey:
     return found
 
 
-def _run(stage: Any, config: Path, overrides: Sequence[str], parcel: Parcel, address: str, console: Console) -> int:
+def _run(
+    stage: Any, config: Path, overrides: Sequence[str], package: JobPackage, address: str, console: Console
+) -> int:
     """Submit the run, unless it is running, and follow it. Ctrl-C ends it cleanly; a second one does not wait."""
     client = connect(address)
     running = [job for job in attempts(client, stage.name) if job.status not in ENDED]
-    job = running[-1].submission_id if running else submit(client, config, overrides, parcel)
+    job = running[-1].submission_id if running else submit(client, config, overrides, package)
     try:
         return follow(client, job)
     except KeyboardInterrupt:

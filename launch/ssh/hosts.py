@@ -108,7 +108,7 @@ def all_of(hosts: Sequence[Host], ask: Callable[[Host], Any]) -> tuple[dict[str,
     return {n: answers[n] for n in order if n in answers}, {n: failures[n] for n in order if n in failures}
 
 
-def meeting(
+def check_connectivity(
     hosts: Sequence[Host], addresses: Mapping[str, str], ports: Callable[[str], Sequence[int]], seconds: float
 ) -> dict[str, list[tuple[str, int]]]:
     """Have every host listen and every other one connect: host -> what it cannot reach.
@@ -119,7 +119,7 @@ def meeting(
     for host in hosts:
         others = [[other.name, addresses[other.name], list(ports(other.name))] for other in hosts if other is not host]
         order = {"listen": list(ports(host.name)), "others": others, "seconds": seconds}
-        processes[host.name] = host.start("meet", order)
+        processes[host.name] = host.start("listen", order)
     try:
         found: dict[str, list[tuple[str, int]]] = {}
         for host in hosts:

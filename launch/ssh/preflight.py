@@ -1,4 +1,4 @@
-"""The checks of `quadriga hosts`: asks every host, has them meet, and sees whether they share the run directory."""
+"""The checks of `quadriga hosts`: facts of every host, connections both ways, one run directory for all."""
 
 import secrets
 import time
@@ -12,15 +12,15 @@ from rich.table import Table
 from quadriga.actors.launcher_settings import SshSettings
 from quadriga.data.errors import UserError
 from quadriga.launch.checks.machine import pins
-from quadriga.launch.checks.report import Finding
+from quadriga.launch.checks.report import CheckResult
 from quadriga.launch.checks.stage import heads_divide, single_stages, slot
-from quadriga.launch.ssh.checks import Facts, facts_of, judge_addresses, judge_host, judge_meeting, judge_sharing
-from quadriga.launch.ssh.hosts import Host, all_of, hosts_of, meeting
+from quadriga.launch.ssh.checks import Facts, check_addresses, check_connections, check_host, check_sharing, facts_of
+from quadriga.launch.ssh.hosts import Host, all_of, check_connectivity, hosts_of
 from quadriga.orchestrator.cluster.placement import Machine
 
-LOOK_SECONDS = 60.0
-MEET_SECONDS = 6.0
-FIXED = (
+FACTS_SECONDS = 60.0
+LISTEN_SECONDS = 6.0
+NODE_PORTS = (
     "node-manager-port",
     "object-manager-port",
     "dashboard-agent-grpc-port",
@@ -29,21 +29,21 @@ FIXED = (
     "metrics-export-port",
 )
 """Options of `ray start` for the ports that every node has, in the order of `cluster.ssh.worker_ports`."""
-CLIENT = len(FIXED)
+CLIENT = len(NODE_PORTS)
 """Place of the Ray client's port, which only the head has."""
 
 
 @dataclass
-class Survey:
-    """What was found: facts by host, and findings."""
+class PreflightReport:
+    """What was found: facts by host, and results."""
 
     facts: dict[str, Facts] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
+    results: list[CheckResult] = field(default_factory=list)
 
     @property
-    def problems(self) -> list[Finding]:
+    def problems(self) -> list[CheckResult]:
         """What must be mended."""
-        return [finding for finding in self.findings if finding.level == "problem"]
+        return [finding for finding in self.results if finding.level == "problem"]
 
     def table(self, settings: SshSettings) -> Table:
         """A row a host."""
@@ -64,21 +64,21 @@ class Survey:
         return table
 
 
-def survey(stage: Any) -> Survey:
+def run_preflight(stage: Any) -> PreflightReport:
     """Look at the hosts of `stage.cluster.ssh`. Later checks need the earlier ones to have passed."""
-    settings, found = stage.cluster.ssh, Survey()
+    settings, found = stage.cluster.ssh, PreflightReport()
     if stage.run_dir is None or not Path(stage.run_dir).is_absolute():
         said = f"`run_dir` is {stage.run_dir or 'not set'}: give an absolute path on storage that every host mounts."
-        found.findings.append(Finding("problem", stage.name, said))
+        found.results.append(CheckResult("problem", stage.name, said))
         return found
     hosts, run_dir = hosts_of(settings), stage.run_dir
-    _look(hosts, settings, run_dir, found)
+    _collect_facts(hosts, settings, run_dir, found)
     if not found.problems:
-        _meet(hosts, settings, found)
+        _check_connections(hosts, settings, found)
     if not found.problems:
-        _share(hosts, run_dir, found)
+        _check_sharing(hosts, run_dir, found)
     if not found.problems:
-        _seat(stage, found)
+        _check_placement(stage, found)
     return found
 
 
@@ -88,24 +88,24 @@ def node_ports(settings: SshSettings) -> list[int]:
     return [*range(low, low + CLIENT), low + CLIENT + 1, high]
 
 
-def _look(hosts: Sequence[Host], settings: SshSettings, run_dir: str, found: Survey) -> None:
+def _collect_facts(hosts: Sequence[Host], settings: SshSettings, run_dir: str, found: PreflightReport) -> None:
     wanted = pins()
 
     def ask(host: Host) -> Facts:
         ports = [*node_ports(settings), *([settings.ray_port, settings.dashboard_port] if host is hosts[0] else [])]
         before = time.time()
-        said = host.call("look", {"packages": list(wanted), "ports": ports, "folder": run_dir}, LOOK_SECONDS)
+        said = host.call("facts", {"packages": list(wanted), "ports": ports, "folder": run_dir}, FACTS_SECONDS)
         return facts_of(said, before, time.time())
 
     found.facts, failures = all_of(hosts, ask)
-    found.findings += [Finding("problem", name, f"{reason}.") for name, reason in failures.items()]
+    found.results += [CheckResult("problem", name, f"{reason}.") for name, reason in failures.items()]
     head = found.facts.get(hosts[0].name)
     for name, facts in found.facts.items():
-        found.findings += judge_host(name, facts, head or facts, wanted)
-    found.findings += judge_addresses(found.facts)
+        found.results += check_host(name, facts, head or facts, wanted)
+    found.results += check_addresses(found.facts)
 
 
-def _meet(hosts: Sequence[Host], settings: SshSettings, found: Survey) -> None:
+def _check_connections(hosts: Sequence[Host], settings: SshSettings, found: PreflightReport) -> None:
     if len(hosts) == 1:
         return
     head = hosts[0].name
@@ -114,21 +114,25 @@ def _meet(hosts: Sequence[Host], settings: SshSettings, found: Survey) -> None:
         return [*([settings.ray_port] if name == head else []), *node_ports(settings)]
 
     addresses = {name: facts.address for name, facts in found.facts.items()}
-    found.findings += judge_meeting(meeting(hosts, addresses, ports, MEET_SECONDS), head)
+    found.results += check_connections(check_connectivity(hosts, addresses, ports, LISTEN_SECONDS), head)
 
 
-def _share(hosts: Sequence[Host], run_dir: str, found: Survey) -> None:
+def _check_sharing(hosts: Sequence[Host], run_dir: str, found: PreflightReport) -> None:
     token = secrets.token_hex(4)
     names = {host.name: f".quadriga-{token}-{number}" for number, host in enumerate(hosts)}
-    wrote, _ = all_of(hosts, lambda h: h.call("share", {"folder": run_dir, "name": names[h.name]}, LOOK_SECONDS))
-    seen, _ = all_of(hosts, lambda h: h.call("seen", {"folder": run_dir, "names": list(names.values())}, LOOK_SECONDS))
-    all_of(hosts, lambda h: h.call("clean", {"folder": run_dir, "name": names[h.name]}, LOOK_SECONDS))
+    wrote, _ = all_of(
+        hosts, lambda h: h.call("write_marker", {"folder": run_dir, "name": names[h.name]}, FACTS_SECONDS)
+    )
+    seen, _ = all_of(
+        hosts, lambda h: h.call("find_markers", {"folder": run_dir, "names": list(names.values())}, FACTS_SECONDS)
+    )
+    all_of(hosts, lambda h: h.call("remove_marker", {"folder": run_dir, "name": names[h.name]}, FACTS_SECONDS))
     owners = {file: name for name, file in names.items()}
     by_host = {name: [owners[file] for file in files] for name, files in seen.items()}
-    found.findings += judge_sharing(run_dir, wrote, by_host)
+    found.results += check_sharing(run_dir, wrote, by_host)
 
 
-def _seat(stage: Any, found: Survey) -> None:
+def _check_placement(stage: Any, found: PreflightReport) -> None:
     machines = [Machine(facts.address, facts.cores, len(facts.gpus)) for facts in found.facts.values()]
     for single in single_stages(stage):
         device = single.cluster.device
@@ -138,4 +142,4 @@ def _seat(stage: Any, found: Survey) -> None:
             heads_divide(single)
             slot(single, device, machines)
         except UserError as error:
-            found.findings.append(Finding("problem", single.name, str(error)))
+            found.results.append(CheckResult("problem", single.name, str(error)))

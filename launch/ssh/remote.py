@@ -1,4 +1,4 @@
-"""What runs on a host before Quadriga is there: looks around, starts and ends Ray. Standard library only.
+"""What runs on a host before Quadriga is there: collects facts, starts and stops Ray. Standard library only.
 
 `launch/ssh/hosts.py` sends this file over ssh's standard input, then one order a call as a line of JSON, so that
 nothing of it shows in a command line; the answer is a line of JSON. Ray's processes are known by a variable of their
@@ -22,7 +22,7 @@ MARK = "QUADRIGA_LAUNCH"
 STARTED = "Ray runtime started."
 
 
-def look(order: dict[str, Any]) -> dict[str, Any]:
+def facts(order: dict[str, Any]) -> dict[str, Any]:
     """Facts of this host. order: packages, ports (that Ray will want), folder (of the run)."""
     packages: dict[str, str | None] = {}
     for name in order["packages"]:
@@ -71,7 +71,7 @@ def free(port: int) -> bool:
     return True
 
 
-def meet(order: dict[str, Any]) -> None:
+def listen(order: dict[str, Any]) -> None:
     """Which ports of the other hosts cannot be reached: [[host, port]]. Listens until standard input ends.
 
     order: listen (ports), others ([[host, address, ports]]), seconds (how long to try).
@@ -109,7 +109,7 @@ def accept(server: socket.socket) -> None:
         server.accept()[0].close()
 
 
-def share(order: dict[str, Any]) -> str | None:
+def write_marker(order: dict[str, Any]) -> str | None:
     """Write a file of our own into the run's folder. order: folder, name."""
     try:
         os.makedirs(order["folder"], exist_ok=True)
@@ -120,12 +120,12 @@ def share(order: dict[str, Any]) -> str | None:
     return None
 
 
-def seen(order: dict[str, Any]) -> list[str]:
+def find_markers(order: dict[str, Any]) -> list[str]:
     """Which of the files that the hosts wrote are here. order: folder, names."""
     return [name for name in order["names"] if os.path.isfile(os.path.join(order["folder"], name))]
 
 
-def clean(order: dict[str, Any]) -> None:
+def remove_marker(order: dict[str, Any]) -> None:
     """Remove our file. order: folder, name."""
     with contextlib.suppress(OSError):
         os.remove(os.path.join(order["folder"], order["name"]))
@@ -252,10 +252,13 @@ def answer(value: Any) -> None:
 def main() -> None:
     """Do what the line of standard input says: [verb, order]."""
     verb, order = json.loads(sys.stdin.readline())
-    if verb == "meet":
-        meet(order)
+    if verb == "listen":
+        listen(order)
     else:
-        verbs = {function.__name__: function for function in (look, share, seen, clean, up, down, found)}
+        verbs = {
+            function.__name__: function
+            for function in (facts, write_marker, find_markers, remove_marker, up, down, found)
+        }
         answer(verbs[verb](order))
 
 

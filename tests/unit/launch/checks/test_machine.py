@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from quadriga.launch.checks import machine
-from quadriga.launch.checks.report import Finding
+from quadriga.launch.checks.report import CheckResult
 from quadriga.launch.checks.stage import check_config
 from quadriga.launch.cli.doctor import doctor
 from quadriga.launch.config.load import load_config
@@ -56,8 +56,12 @@ def test_the_key_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_doctor_counts_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = [Finding("ok", "a", "fine"), Finding("problem", "b", "broken [x]"), Finding("note", "c", "odd")]
-    monkeypatch.setattr("quadriga.launch.cli.doctor.check_machine", lambda: iter(findings))
+    results = [
+        CheckResult("ok", "a", "fine"),
+        CheckResult("problem", "b", "broken [x]"),
+        CheckResult("note", "c", "odd"),
+    ]
+    monkeypatch.setattr("quadriga.launch.cli.doctor.check_machine", lambda: iter(results))
     console = Console(record=True, width=100)
     assert doctor(None, console) == 1
     text = console.export_text()
@@ -72,11 +76,11 @@ def test_doctor_looks_at_a_config(tmp_path: Path, model: Path) -> None:
         "prompts: {train: [{builtin: assistant.prompts, rows: 3}], max_tokens: 96}\nsampling: {max_tokens: 32}\n"
         "cluster: {device: cpu, actor: {offload: all}}\n"
     )
-    findings = check_config(load_config(path))
-    assert [finding.text for finding in findings if finding.level == "note"] == [
+    results = check_config(load_config(path))
+    assert [finding.text for finding in results if finding.level == "note"] == [
         "`cluster.actor.offload` has no effect without a GPU."
     ]
-    texts = " ".join(finding.text for finding in findings if finding.level == "ok")
+    texts = " ".join(finding.text for finding in results if finding.level == "ok")
     for said in (
         "function json:dumps imports",
         "llama, context 128",
@@ -85,4 +89,4 @@ def test_doctor_looks_at_a_config(tmp_path: Path, model: Path) -> None:
         "prompts read: 3",
     ):
         assert said in texts
-    assert not [finding for finding in findings if finding.level == "problem"]
+    assert not [finding for finding in results if finding.level == "problem"]

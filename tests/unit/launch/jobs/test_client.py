@@ -14,7 +14,7 @@ from quadriga.data.rundir import RunDir
 from quadriga.launch.cli.app import main
 from quadriga.launch.jobs import client as jobs
 from quadriga.launch.jobs import stop as stopping
-from quadriga.launch.jobs.submit import Needs, Parcel, submit
+from quadriga.launch.jobs.submit import DriverResources, JobPackage, submit
 
 Write = Callable[..., Path]
 
@@ -110,9 +110,9 @@ def test_jobs_are_told_in_the_words_of_runs(status: str, code: int | None, expec
 def test_what_is_submitted(sft: dict[str, Any], write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     server = Server(job("tune-1", "FAILED", 1, run="tune"))
-    parcel = Parcel(environment=["WANDB_MODE"], secrets=["WANDB_API_KEY"], secrets_file=Path("/etc/my secrets"))
+    package = JobPackage(environment=["WANDB_MODE"], secrets=["WANDB_API_KEY"], secrets_file=Path("/etc/my secrets"))
     changes = ["run_dir=/shared/runs/tune", "total_steps=7"]
-    assert submit(server, write(sft), changes, parcel, Needs(cpus=1), ["total_steps"]) == "tune-2"
+    assert submit(server, write(sft), changes, package, DriverResources(cpus=1), ["total_steps"]) == "tune-2"
     (sent,) = server.submitted
     assert sent["entrypoint"] == (
         "python -m quadriga.launch.job_main /shared/runs/tune --allow-changed=total_steps --secret=WANDB_API_KEY "
@@ -139,7 +139,9 @@ def test_a_running_name_is_refused(sft: dict[str, Any], write: Write) -> None:
 
 def test_a_secrets_file_alone_would_do_nothing(sft: dict[str, Any], write: Write) -> None:
     with pytest.raises(UserError, match="give at least one --secret NAME"):
-        submit(Server(), write(sft | {"run_dir": "/shared/tune"}), parcel=Parcel(secrets_file=Path("/etc/secrets")))
+        submit(
+            Server(), write(sft | {"run_dir": "/shared/tune"}), package=JobPackage(secrets_file=Path("/etc/secrets"))
+        )
 
 
 def test_stopping_asks_by_a_job_with_the_same_code() -> None:

@@ -59,9 +59,19 @@ def test_a_healthy_worker_cannot_start(step: str) -> None:
         getattr(healthy(Clock()), step)()
 
 
-@given(
-    st.lists(st.sampled_from(["on_started", "on_weights_loaded", "mark_stale", "on_response", "on_request", "on_timeout_check", "mark_dead", "mark_restarting"]))
-)
+STEPS = [
+    "on_started",
+    "on_weights_loaded",
+    "mark_stale",
+    "on_response",
+    "on_request",
+    "on_timeout_check",
+    "mark_dead",
+    "mark_restarting",
+]
+
+
+@given(st.lists(st.sampled_from(STEPS)))
 def test_it_serves_exactly_the_version_it_was_last_given_since_its_start(steps: list[str]) -> None:
     clock, holds, version = Clock(), None, 0
     health = Health(10.0, clock)
