@@ -1,20 +1,41 @@
-"""The ways a run ends badly: the user can mend it, a process was lost, or something broke."""
+"""How a run can fail. Everything that a user sees is one of these:
+
+* UserError         bad input that the user can fix: one paragraph that says what to do; exit code 2
+  x Unreachable     no Ray cluster answers
+* Fault             something broke while running: an invariant, a deadline, a full disk; exit code 1
+  x Lost            a process died, hung or failed for an external reason; a replacement may succeed
+    + ProcessDied   the process is gone for certain, so it explains the failure of others
+
+Exceptions that never leave the file that raises them are declared there.
+"""
 
 
 class UserError(Exception):
     """Bad input. The message is one paragraph that says what to do; the command exits with 2 and no traceback."""
 
 
-class Fault(Exception):
-    """Something broke while running: a deadline, an invariant, a full disk. The command exits with 1.
+class Unreachable(UserError):
+    """No Ray cluster answers at an address."""
 
-    phase, actor: where it happened, kept for run.json and the last line on the screen.
+
+class Fault(Exception):
+    """Something broke while running. The command exits with 1.
+
+    phase: the part of a step (or of the run) in which it happened; `str()` puts it before the message. process: who it
+    happened to, for example `rollout 1`. Both are kept for run.json and for recovery.
     """
 
-    def __init__(self, message: str, phase: str = "", actor: str = ""):
+    def __init__(self, message: str, *, phase: str = "", process: str = ""):
         super().__init__(message)
-        self.phase, self.actor = phase, actor
+        self.message, self.phase, self.process = message, phase, process
+
+    def __str__(self) -> str:
+        return f"{self.phase}: {self.message}" if self.phase else self.message
 
 
 class Lost(Fault):
-    """A process that died, hung or failed for no reason of ours: another one can take its place."""
+    """A process that died, hung or failed for an external reason: another one can take its place."""
+
+
+class ProcessDied(Lost):
+    """A process that is gone."""

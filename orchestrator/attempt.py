@@ -69,7 +69,7 @@ def record_failure(run_dir: RunDir, error: BaseException) -> BaseException:
         error = Fault(
             f"The run directory {run_dir.path} cannot be written: {error.strerror}. Free some space, or mend it, and "
             "run again: it goes on from the newest checkpoint.",
-            "commit",
+            phase="commit",
         )
     status: Status = "failed"
     text = f"{type(error).__name__}: {error}"

@@ -153,7 +153,7 @@ class ActorGroup:
         """Raises Fault when ranks would run different numbers of micro-batches: their collectives would never meet."""
         layout = plan(lengths, self.world, budget)
         if len(counts := {len(rank) for rank in layout.ranks}) > 1:
-            raise Fault(f"{phase}: the ranks were given different numbers of micro-batches: {sorted(counts)}", phase)
+            raise Fault(f"the ranks were given different numbers of micro-batches: {sorted(counts)}", phase=phase)
         return layout
 
     def _forward(
@@ -231,10 +231,10 @@ def _merge(results: dict[str, WorkerResult]) -> Update:
     if unchanged and (stuck := sorted(set.intersection(*unchanged))):
         role = next(iter(results)).split()[0]
         raise Fault(
-            f"update: after the first step with a learning rate above 0, {len(stuck)} trainable tensors of the {role} "
+            f"after the first step with a learning rate above 0, {len(stuck)} trainable tensors of the {role} "
             f"had not moved: {', '.join(stuck[:4])}{' ...' if len(stuck) > 4 else ''}",
-            "update",
-            role,
+            phase="update",
+            process=role,
         )
     stats: dict[str, float] = {}
     for update in updates:

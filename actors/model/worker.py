@@ -190,8 +190,8 @@ class ModelWorker:
                 f"The gradient norm of the {role} is not finite in optimizer step {self.steps + 1} ({where}): no "
                 "weight was changed. Look for a learning rate that is too high, a reward without bounds or, in "
                 "bfloat16, an overflow; a run that is started again goes on from its last checkpoint.",
-                "update",
-                role,
+                phase="update",
+                process=role,
             ) from None
 
     def send_weights(self, version: int, workers: dict[str, Any]) -> WorkerResult:
@@ -254,7 +254,11 @@ class ModelWorker:
 
     def _unwritten(self, folder: str, error: Exception) -> Fault:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return Fault(f"{self.spec.role} {self.spec.rank} cannot write {folder}: {reason}", "checkpoint", self.spec.role)
+        return Fault(
+            f"{self.spec.role} {self.spec.rank} cannot write {folder}: {reason}",
+            phase="checkpoint",
+            process=self.spec.role,
+        )
 
     def _random_state(self) -> dict[str, Any]:
         """What dropout and the like draw from."""

@@ -69,8 +69,8 @@ class RolloutWorker:
         Raises Fault if the engine holds another version: nothing is ever served by stale weights.
         """
         if version != self.version:
-            said = f"a worker was asked for answers of policy version {version} but holds version {self.version}"
-            raise Fault(f"generate: {said}", "generate", "rollout")
+            message = f"a worker was asked for answers of policy version {version} but holds version {self.version}"
+            raise Fault(message, phase="generate", process="rollout")
         self.loop.add(requests)
 
     def clear(self) -> None:

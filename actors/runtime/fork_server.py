@@ -108,7 +108,7 @@ class ForkServer:
     def executable(self, kind: str) -> str:
         """The command that starts a worker of this kind, as Ray's `py_executable`."""
         if self.process.poll() is not None:
-            raise Fault(f"The process that others are forked of ended with {self.process.returncode}.", "start")
+            raise Fault(f"The process that others are forked of ended with {self.process.returncode}.", phase="start")
         self.prepare(kind)
         return f"{sys.executable} -I -S {fork_client.__file__} {self._sockets[kind]}"
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from quadriga.data.errors import Fault, Lost, UserError
+from quadriga.data.errors import Fault, Lost, ProcessDied, UserError
 
 HEARTBEAT_INTERVAL = 5.0
 """Seconds without an answer after which those who owe one are asked for a sign of life."""
@@ -51,8 +51,8 @@ def gather(
         if not done and not gone:
             gone = heartbeats.silent(pending)
             if not gone and left <= 0:
-                said = f"{phase}: no answer from {', '.join(pending)} within {limit:.0f} s"
-                gone = {name: Lost(said, phase, name) for name in pending}
+                message = f"no answer from {', '.join(pending)} within {limit:.0f} s"
+                gone = {name: Lost(message, phase=phase, process=name) for name in pending}
         results |= done
         lost |= gone
         pending = {name: ref for name, ref in pending.items() if name not in results and name not in lost}
@@ -80,14 +80,10 @@ def poll(refs: Mapping[str, Any], phase: str, timeout: float) -> tuple[dict[str,
             cause = error.cause
             if isinstance(cause, UserError | Fault):
                 raise cause from error
-            losses[name] = Lost(f"{phase}: {name} failed: {type(cause).__name__}: {cause}", phase, name)
+            losses[name] = Lost(f"{name} failed: {type(cause).__name__}: {cause}", phase=phase, process=name)
         except ray.exceptions.RayActorError as error:
-            losses[name] = ProcessDied(f"{phase}: {name} died: {_first_line(error)}", phase, name)
+            losses[name] = ProcessDied(f"{name} died: {_first_line(error)}", phase=phase, process=name)
     return results, losses
-
-
-class ProcessDied(Lost):
-    """A process that is gone."""
 
 
 class Heartbeats:
@@ -112,8 +108,8 @@ class Heartbeats:
             if ray.wait([ref], timeout=0)[0]:
                 del self._asked[name]  # alive, or dead: then the call itself says so
             elif time.monotonic() - since > self._limit:
-                said = f"{self._phase}: {name} shows no sign of life for {self._limit:.0f} s (stopped, or cut off)"
-                lost[name] = Lost(said, self._phase, name)
+                message = f"{name} shows no sign of life for {self._limit:.0f} s (stopped, or cut off)"
+                lost[name] = Lost(message, phase=self._phase, process=name)
         return lost
 
 

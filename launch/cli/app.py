@@ -61,8 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Fault as error:
         if debug:
             traceback.print_exc()
-        where = ", ".join(part for part in (error.phase, error.actor) if part)
-        return failed(f"Failed ({where})" if where else "Failed", str(error), 1)
+        return failed("Failed", str(error), 1)
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from quadriga.data.errors import UserError
+from quadriga.data.errors import Unreachable, UserError
 
 ADDRESS = "http://127.0.0.1:8265"
 """Of the job server, where nothing else is said."""
@@ -23,10 +23,6 @@ RUN_DIR = "run_dir"
 
 INTERRUPTED = 130
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-
-
-class Unreachable(UserError):
-    """No job server answers."""
 
 
 def connect(address: str | None = None) -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import aclosing, nullcontext, suppress
 from typing import Any
 
-from quadriga.data.errors import Fault
-from quadriga.launch.jobs.client import ENDED, Unreachable, exit_code
+from quadriga.data.errors import Fault, Unreachable
+from quadriga.launch.jobs.client import ENDED, exit_code
 
 SILENCE = 60.0
 """Seconds without a line after which a connection is made anew: one that is cut does not always say so."""

@@ -81,7 +81,7 @@ def bring_up(stage: Any, found: PreflightReport, token: str, console: Console) -
         if failures:
             bring_down(stage.name, settings, console)
             name, reason = next(iter(failures.items()))
-            raise Fault(f"Ray did not start on {name}: {reason}", "start", name)
+            raise Fault(f"Ray did not start on {name}: {reason}", phase="start", process=name)
 
 
 def bring_down(name: str, settings: SshSettings, console: Console) -> int:

@@ -13,9 +13,9 @@ from quadriga.actors.rollout.worker import RolloutWorker
 from quadriga.actors.runtime.device import cores, prepare_driver, resolve_device
 from quadriga.actors.runtime.fork_server import forking
 from quadriga.actors.runtime.process import remote_process, runtime_env
-from quadriga.actors.runtime.remote_calls import ProcessDied, gather, request_heartbeat
+from quadriga.actors.runtime.remote_calls import gather, request_heartbeat
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
-from quadriga.data.errors import Fault, Lost, UserError
+from quadriga.data.errors import Fault, Lost, ProcessDied, UserError
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.cluster.fleet import Fleet
 from quadriga.orchestrator.cluster.placement import (
@@ -77,7 +77,7 @@ def _start_ray(arguments: dict[str, Any]) -> Any:
         except Exception as error:  # a bare Exception when its processes do not come up
             ray.shutdown()
             if not left:
-                raise Fault(f"Ray did not start in {START_ATTEMPTS} attempts: {error}", "start") from error
+                raise Fault(f"Ray did not start in {START_ATTEMPTS} attempts: {error}", phase="start") from error
     return None
 
 

@@ -124,8 +124,8 @@ class Reservations:
                 raise Fault(
                     f"the machine {group.machine} is lost, and none joined the cluster in its place within "
                     f"{self._limit:.0f} s (cluster.deadlines.start)",
-                    "recovery",
-                    group.machine or "",
+                    phase="recovery",
+                    process=group.machine or "",
                 )
             time.sleep(0.5)
 

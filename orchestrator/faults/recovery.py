@@ -14,7 +14,8 @@ class Recovery:
     def __init__(self, settings: RecoverySettings, record: Callable[..., Any] = lambda event, **fields: None):
         self._settings, self._record = settings, record
         self._places: Counter[tuple[int, str, str]] = Counter()
-        self.history: list[str] = []
+        self.history: list[tuple[int, Lost]] = []
+        """Every loss so far, with its step."""
         self.step = 0
 
     def note(self, loss: Lost) -> None:
@@ -23,18 +24,23 @@ class Recovery:
         Raises Fault, with the first loss first and all of them after it, when there are too many in all or too many
         in one place (step, phase and process).
         """
-        place = (self.step, loss.phase, loss.actor)
+        place = (self.step, loss.phase, loss.process)
         self._places[place] += 1
-        self.history.append(f"step {self.step}: {loss}")
+        self.history.append((self.step, loss))
         if len(self.history) > self._settings.max_losses:
-            raise self._stopped(loss, f"these are more than recovery.max_losses = {self._settings.max_losses} losses")
+            raise self._stopped(f"these are more than recovery.max_losses = {self._settings.max_losses} losses")
         if self._places[place] > self._settings.max_at_one_place:
             limit = self._settings.max_at_one_place
-            raise self._stopped(loss, f"more than recovery.max_at_one_place = {limit} of them at the same place")
-        self._record("lost", step=self.step, phase=loss.phase, actor=loss.actor, cause=str(loss))
+            raise self._stopped(f"more than recovery.max_at_one_place = {limit} of them at the same place")
+        self._record("lost", step=self.step, phase=loss.phase, process=loss.process, cause=str(loss))
 
-    def _stopped(self, loss: Lost, reason: str) -> Fault:
-        if len(self.history) == 1:
-            return Fault(str(loss), loss.phase, loss.actor)
-        listed = "; ".join(f"({number}) {line}" for number, line in enumerate(self.history, start=1))
-        return Fault(f"{self.history[0]}. The run stops because {reason}: {listed}", loss.phase, loss.actor)
+    def _stopped(self, reason: str) -> Fault:
+        """The first loss, which is the root cause, as a fault that nobody tries to recover from."""
+        step, first = self.history[0]
+        message = first.message
+        if len(self.history) > 1:
+            listed = "; ".join(
+                f"({number}) step {at}, {loss}" for number, (at, loss) in enumerate(self.history, start=1)
+            )
+            message = f"{message} (step {step}). The run stops because {reason}: {listed}"
+        return Fault(message, phase=first.phase, process=first.process)

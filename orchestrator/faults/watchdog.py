@@ -46,11 +46,12 @@ class Watchdog:
             signal.signal(signal.SIGALRM, before)
 
     @property
-    def message(self) -> str:
+    def fault(self) -> Fault:
         """What is wrong."""
-        return (
-            f"{self._doing}: no answer, optimizer step or checkpoint was finished for {self._limit:.0f} s "
-            "(cluster.deadlines.progress). What every process was doing is at the end of its log."
+        return Fault(
+            f"no answer, optimizer step or checkpoint was finished for {self._limit:.0f} s "
+            "(cluster.deadlines.progress). What every process was doing is at the end of its log.",
+            phase=self._doing,
         )
 
     def _watch(self) -> None:
@@ -59,11 +60,11 @@ class Watchdog:
                 self._dump()
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
                 if not self._over.wait(self._patience):
-                    self._give_up(self.message)
+                    self._give_up(str(self.fault))
                 return
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        raise Fault(self.message, self._doing)
+        raise self.fault
 
 
 def dump_stacks(path: Path, processes: Iterable[tuple[str, int]]) -> None:

@@ -83,7 +83,7 @@ class RewardFunctionPool:
                 f"{self.settings.function} failed on {len(errors)} of {len(results)} answers, more than "
                 f"max_error_rate = {self.settings.max_error_rate:g} allows. The first error: {errors[0].message}",
                 phase=phase,
-                actor=self.settings.function,
+                process=self.settings.function,
             )
 
     @property

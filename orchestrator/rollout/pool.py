@@ -107,7 +107,7 @@ class RolloutPool:
                     progress(len(tracker.answers), len(tracker.requests))
             elif time.monotonic() - last > limit:
                 remaining = f"{tracker.remaining} of {len(tracker.requests)} are still due"
-                raise Lost(f"generate: no answer finished for {limit:.0f} s; {remaining}", "generate", "rollout")
+                raise Lost(f"no answer finished for {limit:.0f} s; {remaining}", phase="generate", process="rollout")
 
     def _sync_stale_workers(self) -> None:
         """The current weights for every worker that is up without them."""
@@ -142,8 +142,10 @@ class RolloutPool:
                 worker.health.on_response()
                 del self._collecting[worker.name]
             elif worker.name in self._collecting and worker.health.on_timeout_check() is State.DEAD:
-                silence = f"generate: {worker.name} shows no sign of life for {self.fleet.deadlines.heartbeat:.0f} s"
-                lost.setdefault(worker.name, Lost(f"{silence} (stopped, or cut off)", "generate", worker.name))
+                silence = f"{worker.name} shows no sign of life for {self.fleet.deadlines.heartbeat:.0f} s"
+                lost.setdefault(
+                    worker.name, Lost(f"{silence} (stopped, or cut off)", phase="generate", process=worker.name)
+                )
         self._lose(lost)
         return done
 

@@ -40,7 +40,7 @@ class RequestTracker:
         """Note a worker's answers. Raises Fault for one that it does not owe (an answer from before it was lost)."""
         for answer in answers:
             if self._open.get(worker, {}).pop(answer.id, None) is None:
-                raise Fault(f"generate: {worker} answered {answer.id}, which it was not asked", "generate", worker)
+                raise Fault(f"{worker} answered {answer.id}, which it was not asked", phase="generate", process=worker)
             self.answers[answer.id] = answer
 
     def has_open(self, worker: str) -> bool:
@@ -62,4 +62,4 @@ class RequestTracker:
         """Raises Fault unless every request ended, in one way."""
         ended = len(self.answers) + self.aborted
         if ended != len(self.requests) or self._waiting or any(self._open.values()):
-            raise Fault(f"generate: {len(self.requests)} requests were made but {ended} ended", "generate")
+            raise Fault(f"{len(self.requests)} requests were made but {ended} ended", phase="generate")

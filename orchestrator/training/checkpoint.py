@@ -63,7 +63,7 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         newest = latest_valid(run)
         kept = f"The newest whole one is {newest.name}" if newest else "There is none before it"
-        raise Fault(f"The checkpoint {final} could not be written: {error}. {kept}.", "checkpoint") from error
+        raise Fault(f"The checkpoint {final} could not be written: {error}. {kept}.", phase="checkpoint") from error
     return final
 
 
@@ -122,7 +122,9 @@ def _universal(folder: Path, role: str, scratch: Path) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise Fault(f"DeepSpeed could not convert {source} for another number of ranks: {last}", "resume", role)
+        raise Fault(
+            f"DeepSpeed could not convert {source} for another number of ranks: {last}", phase="resume", process=role
+        )
     return str(target.parent)
 
 
@@ -143,12 +145,12 @@ def verify(folder: Path) -> None:
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Fault(f"The checkpoint {folder} has no readable manifest: {error!r}", "resume") from error
+        raise Fault(f"The checkpoint {folder} has no readable manifest: {error!r}", phase="resume") from error
     found = _digests(folder)
     for name, digest in files.items():
         if found.get(name) != digest:
             how = "missing" if name not in found else "not what was written"
-            raise Fault(f"The checkpoint {folder} is damaged: {name} is {how}", "resume")
+            raise Fault(f"The checkpoint {folder} is damaged: {name} is {how}", phase="resume")
 
 
 def _digests(folder: Path) -> dict[str, list[Any]]:

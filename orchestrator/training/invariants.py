@@ -37,7 +37,7 @@ def engine_agrees(
             f"The rollout engine's log-probs differ from the trainer's by up to {largest:.2g} (mean {mean:.2g}): the "
             "engine does not hold the weights that are being trained. The last sync left something out, or sampling "
             "settings differ from those the trainer computes with.",
-            "old_logprobs",
+            phase="old_logprobs",
         )
     return {"rollout/logprob_diff_max": largest, "rollout/logprob_diff_mean": mean}
 
@@ -51,7 +51,7 @@ def first_ratio_is_one(log_ratio_max: float, dtype: str) -> None:
         raise Fault(
             f"On the first on-policy minibatch a probability ratio is off 1 by {log_ratio_max:.2g} in log: the old "
             "log-probs were not computed as the update computes them.",
-            "update",
+            phase="update",
         )
 
 
@@ -64,7 +64,7 @@ def start_kl_is_zero(kl: float, dtype: str) -> None:
         raise Fault(
             f"KL between policy and reference is {kl:.2g} a token before the first update, though both start from the "
             "same weights: one of the two was loaded or computed differently.",
-            "reference",
+            phase="reference",
         )
 
 
@@ -76,7 +76,7 @@ def served_by(samples: Sequence[Sample], version: int) -> None:
     for sample in samples:
         for other in sample.versions:
             if other != version:
-                raise Fault(f"Sample {sample.id} was drawn by policy version {other}, not {version}", "generate")
+                raise Fault(f"Sample {sample.id} was drawn by policy version {other}, not {version}", phase="generate")
 
 
 def one_bos(prompts: Sequence[Sequence[int]], bos: int | None) -> None:
@@ -87,7 +87,7 @@ def one_bos(prompts: Sequence[Sequence[int]], bos: int | None) -> None:
     for number, ids in enumerate(prompts):
         if bos is not None and list(ids).count(bos) != 1:
             raise Fault(
-                f"Prompt {number} has {list(ids).count(bos)} BOS tokens (id {bos}); there must be one", "generate"
+                f"Prompt {number} has {list(ids).count(bos)} BOS tokens (id {bos}); there must be one", phase="generate"
             )
 
 
@@ -100,5 +100,5 @@ def eos_is_learned(rows: Sequence[Tokens], eos: Sequence[int]) -> None:
         raise Fault(
             "No demonstration has its end token inside the loss mask, so the model would never learn to stop. Check "
             "that the chat template ends assistant messages with the tokenizer's eos token.",
-            "data",
+            phase="data",
         )

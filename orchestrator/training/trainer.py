@@ -212,7 +212,7 @@ class TrainingStage(ABC):
                 self.abort_step()
                 roles |= self.running.dead_roles()
                 if self.is_model_worker(lost):
-                    roles.add(self.running.role_of(lost.actor))
+                    roles.add(self.running.role_of(lost.process))
                 trained = {self.group(role).specs[0].role for role in self.trained_groups()}
                 back = bool(roles & trained)
                 found = checkpoint.latest_valid(self.run, self._note_damage) if back else None
@@ -232,7 +232,7 @@ class TrainingStage(ABC):
 
     def is_model_worker(self, lost: Lost) -> bool:
         """Whether what was lost is a model host; rollout workers are the pool's to replace."""
-        return lost.actor.split(" ")[0] in self.running.groups
+        return lost.process.split(" ")[0] in self.running.groups
 
     def _restore(self, found: Path | None) -> None:
         """Load a checkpoint, or begin at the start where there is none."""

@@ -73,7 +73,7 @@ def injected(run_dir: RunDir) -> list[dict[str, Any]]:
 
 def missed(run_dir: RunDir) -> list[str]:
     """Who was lost, in order."""
-    return [event["actor"] for event in run_dir.events() if event["event"] == "lost"]
+    return [event["process"] for event in run_dir.events() if event["event"] == "lost"]
 
 
 def seconds_between(first: str, second: str) -> float:

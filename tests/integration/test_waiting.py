@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from quadriga.actors.runtime.process import remote_process
-from quadriga.actors.runtime.remote_calls import ProcessDied, gather, request_heartbeat, wait_all
-from quadriga.data.errors import Fault, Lost, UserError
+from quadriga.actors.runtime.remote_calls import gather, request_heartbeat, wait_all
+from quadriga.data.errors import Fault, Lost, ProcessDied, UserError
 
 pytestmark = pytest.mark.integration
 
@@ -56,7 +56,7 @@ def test_a_death_explains_the_failure_of_its_peers(start: Callable[[], Any]) -> 
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(ProcessDied, match=r"update: actor 0 died: .*") as lost:
         wait_all(refs, "update", 60)
-    assert (lost.value.phase, lost.value.actor) == ("update", "actor 0")
+    assert (lost.value.phase, lost.value.process) == ("update", "actor 0")
     assert "Some common causes" not in str(lost.value)
 
 
@@ -84,12 +84,12 @@ def test_the_limit_names_who_is_late(start: Callable[[], Any]) -> None:
     wait_all({"a": request_heartbeat(one), "b": request_heartbeat(other)}, "start", 60)
     with pytest.raises(Lost, match="save: no answer from critic 0 within 2 s") as lost:
         wait_all({"actor 0": one.nap.remote(0), "critic 0": other.nap.remote(30)}, "save", 2)
-    assert lost.value.actor == "critic 0"
+    assert lost.value.process == "critic 0"
 
 
 def test_errors_of_ours_stay_what_they_are_and_others_become_losses(start: Callable[[], Any]) -> None:
     actor = start()
-    for error in (Fault("a check failed", "update"), UserError("mend it")):
+    for error in (Fault("a check failed", phase="update"), UserError("mend it")):
         with pytest.raises(type(error), match=str(error)):
             wait_all({"actor 0": actor.fail.remote(error)}, "update", 60)
     done, lost = gather({"a": actor.fail.remote(ValueError("odd")), "b": actor.nap.remote(0)}, "update", 60)

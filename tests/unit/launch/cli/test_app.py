@@ -175,7 +175,7 @@ def broken(error: BaseException) -> Callable[..., int]:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (Fault("rank 1 is gone", phase="update", actor="critic 1"), 1, "Failed (update, critic 1): rank 1 is gone"),
+        (Fault("critic 1 is gone", phase="update", process="critic 1"), 1, "Failed: update: critic 1 is gone"),
         (Fault("it broke"), 1, "Failed: it broke"),
         (KeyboardInterrupt(), 130, ""),
         (ValueError("odd [thing]"), 1, "ValueError: odd [thing] This is a bug in Quadriga"),

@@ -8,9 +8,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from quadriga.data.errors import Fault
+from quadriga.data.errors import Fault, Unreachable
 from quadriga.launch.jobs import logs as following
-from quadriga.launch.jobs.client import Unreachable
 from quadriga.launch.jobs.logs import follow
 
 LOG = "".join(f"line {number}: ä\n" for number in range(40))

@@ -11,7 +11,7 @@ from quadriga.orchestrator.faults.recovery import Recovery
 
 def lost(name: str, phase: str = "update") -> Lost:
     """One process, lost."""
-    return Lost(f"{phase}: {name} died: killed", phase, name)
+    return Lost(f"{name} died: killed", phase=phase, process=name)
 
 
 def test_losses_are_recorded_until_there_are_too_many() -> None:
@@ -23,13 +23,13 @@ def test_losses_are_recorded_until_there_are_too_many() -> None:
     recovery.step = 5
     with pytest.raises(Fault) as stopped:
         recovery.note(lost("critic 0", "values"))
-    assert [(e["step"], e["phase"], e["actor"]) for e in events] == [
+    assert [(e["step"], e["phase"], e["process"]) for e in events] == [
         (4, "update", "actor 1"),
         (4, "generate", "rollout 0"),
     ]
     said = str(stopped.value)
-    assert said.startswith("step 4: update: actor 1 died: killed. The run stops because these are more than")
-    assert said.index("(1) step 4: update: actor 1") < said.index("(2) step 4: generate") < said.index("(3) step 5")
+    assert said.startswith("update: actor 1 died: killed (step 4). The run stops because these are more than")
+    assert said.index("(1) step 4, update: actor 1") < said.index("(2) step 4, generate") < said.index("(3) step 5")
     assert not isinstance(stopped.value, Lost)  # nobody tries to recover from that
 
 
@@ -47,4 +47,4 @@ def test_without_a_budget_the_first_loss_is_the_fault() -> None:
     with pytest.raises(Fault) as stopped:
         Recovery(RecoverySettings(max_losses=0)).note(lost("critic 0"))
     assert str(stopped.value) == "update: critic 0 died: killed"
-    assert (stopped.value.phase, stopped.value.actor) == ("update", "critic 0")
+    assert (stopped.value.phase, stopped.value.process) == ("update", "critic 0")

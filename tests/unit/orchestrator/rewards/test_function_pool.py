@@ -291,7 +291,7 @@ def test_too_many_errors_stop_the_run() -> None:
         pool.check_rate([1.0, 2.0, 3.0, RowError("a")], "score")
         with pytest.raises(Fault, match=r"judging:length failed on 2 of 4 answers.*The first error: b$") as caught:
             pool.check_rate([1.0, RowError("b"), 3.0, RowError("c")], "score")
-    assert (caught.value.phase, caught.value.actor) == ("score", "judging:length")
+    assert (caught.value.phase, caught.value.process) == ("score", "judging:length")
     with pool_of("length", max_error_rate=1) as pool:
         pool.check_rate([1.0, RowError("a")], "score")
         with pytest.raises(Fault, match="2 of 2"):
