@@ -84,8 +84,8 @@ class ForkServer:
 
     def __init__(self, environment: dict[str, str], log: str = os.devnull):
         self._folder = tempfile.mkdtemp(prefix="quadriga-fork-")
-        self._sockets = {"host": f"{self._folder}/host"}
-        listener = _listen(self._sockets["host"])
+        self._sockets = {"model": f"{self._folder}/model"}
+        listener = _listen(self._sockets["model"])
         command = [
             sys.executable,
             "-P",
@@ -118,7 +118,7 @@ class ForkServer:
             # vLLM takes as long again as all the rest: a second server, forked of the first, has it too.
             self._sockets[kind] = f"{self._folder}/{kind}"
             with _listen(self._sockets[kind]) as listener:
-                fork_client.send(self._sockets["host"], {"modules": ROLLOUT_MODULES}, [listener.fileno()]).close()
+                fork_client.send(self._sockets["model"], {"modules": ROLLOUT_MODULES}, [listener.fileno()]).close()
 
     def close(self) -> None:
         """End the servers."""

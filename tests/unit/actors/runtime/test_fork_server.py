@@ -111,7 +111,7 @@ def test_a_driver_that_was_killed_leaves_no_server_and_no_socket(tmp_path: Path)
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     assert driver.stdout
     pid, folder = driver.stdout.readline().split()
-    assert Path(folder).parent == tmp_path and (Path(folder) / "host").is_socket()
+    assert Path(folder).parent == tmp_path and (Path(folder) / "model").is_socket()
     driver.kill()
     driver.wait()
     deadline = time.monotonic() + 10
@@ -130,22 +130,22 @@ def _parent(process: Path) -> int:
 def test_only_workers_of_this_machines_cpu_are_forked_and_nested_use_has_the_outer_server() -> None:
     for elsewhere in (ClusterSettings(address="10.0.0.1:6379"), ClusterSettings(device="cuda")):
         with forking(elsewhere):
-            assert worker_command("host") == {}
+            assert worker_command("model") == {}
     with forking(ClusterSettings(device="cpu")):
-        outer = worker_command("host")
-        with forking(ClusterSettings(device="cpu"), "host"):
-            assert worker_command("host") == outer != {}
-        assert worker_command("host") == outer
-    assert worker_command("host") == {}
+        outer = worker_command("model")
+        with forking(ClusterSettings(device="cpu"), "model"):
+            assert worker_command("model") == outer != {}
+        assert worker_command("model") == outer
+    assert worker_command("model") == {}
 
 
 def test_what_is_wanted_for_certain_has_its_server_before_it_is_asked_for() -> None:
     with forking(ClusterSettings(device="cpu"), "rollout"):
-        host = Path(worker_command("host")["py_executable"].split()[-1])
-        assert {file.name for file in host.parent.iterdir()} == {"host", "rollout"}
+        host = Path(worker_command("model")["py_executable"].split()[-1])
+        assert {file.name for file in host.parent.iterdir()} == {"model", "rollout"}
         rollout = worker_command("rollout")["py_executable"].split()[-1]
         assert rollout == str(host.with_name("rollout"))
     assert not host.parent.exists()
     with forking(ClusterSettings(device="cpu")):
-        host = Path(worker_command("host")["py_executable"].split()[-1])
-        assert {file.name for file in host.parent.iterdir()} == {"host"}
+        host = Path(worker_command("model")["py_executable"].split()[-1])
+        assert {file.name for file in host.parent.iterdir()} == {"model"}
