@@ -1,4 +1,4 @@
-"""Settings of what runs inside actors: models, optimizers, sampling, reward functions, and `cluster:` (hardware)."""
+"""Settings of what runs inside actors: models, optimizers, sampling, and `cluster:` (hardware)."""
 
 from typing import Any, Literal
 
@@ -49,22 +49,6 @@ class SamplingSettings(Settings):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     """0: off."""
-
-
-class AnswerFunction(Settings):
-    """A Python function that scores answers, run in subprocesses that can be killed."""
-
-    function: str = Field(pattern=r"^[\w.]+:\w+$")
-    """`module:function`, called with a list of {"prompt", "messages", "response", "meta"}; returns one result each."""
-    timeout: float = Field(10.0, gt=0)
-    """Seconds for one call (a chunk of answers)."""
-    processes: int = Field(1, ge=1)
-    retries: int = Field(1, ge=0)
-    """How often scoring of a failed answer is repeated, by itself, after an exception, a death or a time-out."""
-    drop: Literal["answer", "group"] = "answer"
-    """What goes when an answer fails for good (it is never scored 0): itself, or all answers to its prompt."""
-    max_error_rate: float = Field(0.1, ge=0, le=1)
-    """More failed answers than this share of a batch stop the run; 0: the first one does."""
 
 
 class ModelWorkerSettings(Settings):

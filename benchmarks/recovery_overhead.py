@@ -32,7 +32,7 @@ def ppo(folder: Path, steps: int, every: int | None) -> dict[str, Any]:
     recipe = load_config(PRESETS / "assistant" / "pipeline.yaml")
     config = next(dict(entry.config) for entry in recipe.repeat if entry.name == "ppo")
     config |= {"run_dir": str(folder / "run"), "total_steps": steps, "checkpoint": {"every_steps": every}}
-    config |= {"reward": {"function": config["gold"]}, "critic": {"path": str(folder / "model")}}
+    config |= {"reward": config["gold_reward"], "critic": {"path": str(folder / "model")}}
     own = {"path": str(folder / "model")}
     config |= {"policy": own, "reference": own, "tracking": {"wandb": False}}
     return config

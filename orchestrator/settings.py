@@ -5,13 +5,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from quadriga.actors.settings import (
-    AnswerFunction,
     ClusterSettings,
     ModelSettings,
     OptimizerSettings,
     SamplingSettings,
 )
-from quadriga.data.settings import DataSettings, Settings
+from quadriga.data.settings import DataSettings, Settings, Sources
 
 
 class BestSettings(Settings):
@@ -154,18 +153,35 @@ class RewardStage(TrainStage):
     """Demonstrations that shall score 0 on average (the shift is saved with the model). null: the training answers."""
 
 
-class RewardSource(Settings):
-    """What PPO maximises: a reward model or a Python function."""
+class RewardFunctionSettings(Settings):
+    """A Python function that scores answers, run in subprocesses that can be killed."""
 
-    path: str | None = None
-    """Reward model folder (sequence classification, one label)."""
-    function: AnswerFunction | None = None
+    type: Literal["function"]
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    """The function as `module:function`. It gets a list of rows {"prompt", "messages", "response", "meta"} and returns
+    as many results: numbers, or dicts of numbers with at least "score"."""
+    timeout: float = Field(10.0, gt=0)
+    """Longest time for one call (a chunk of answers), in seconds."""
+    processes: int = Field(1, ge=1)
+    """Number of subprocesses that call the function at the same time."""
+    retries: int = Field(1, ge=0)
+    """How often a failed answer is scored again, by itself, after an exception, a death or a time-out."""
+    drop: Literal["answer", "group"] = "answer"
+    """What is dropped when an answer fails for good (never scored 0): the answer, or all answers to its prompt."""
+    max_error_rate: float = Field(0.1, ge=0, le=1)
+    """Share of a batch's answers that may fail for good before the run stops; with 0 the first failure stops it."""
 
-    @model_validator(mode="after")
-    def _one_origin(self) -> "RewardSource":
-        if (self.path is None) == (self.function is None):
-            raise ValueError("give exactly one of `path` and `function`")
-        return self
+
+class RewardModelSettings(Settings):
+    """A reward model: sequence classification with one label."""
+
+    type: Literal["model"]
+    path: str
+    """Folder of the reward model, for example `runs/my-rm/export/reward`."""
+
+
+RewardSettings = Annotated[RewardModelSettings | RewardFunctionSettings, Field(discriminator="type")]
+"""What gives answers their scores, chosen by `type`."""
 
 
 class AdaptiveKL(Settings):
@@ -212,7 +228,8 @@ class PpoStage(StageBase):
     """null: the policy's starting weights."""
     critic: ModelSettings | None = None
     """null: started from the reward model (needs `reward.path`)."""
-    reward: RewardSource
+    reward: RewardSettings
+    """What PPO maximises: a reward model or a function."""
     prompts: DataSettings
     prompts_per_step: int = Field(64, ge=1)
     samples_per_prompt: int = Field(1, ge=1)
@@ -220,8 +237,19 @@ class PpoStage(StageBase):
     algorithm: AlgorithmSettings = AlgorithmSettings()
     optimizer: OptimizerSettings = OptimizerSettings(lr=1e-6, schedule="constant")
     critic_optimizer: OptimizerSettings = OptimizerSettings(lr=9e-6, schedule="constant")
-    gold: AnswerFunction | None = None
-    """A second judge that training never sees, logged beside the reward."""
+    gold_reward: RewardFunctionSettings | None = None
+    """A second reward that training never sees (Gao et al. 2023), logged beside the first as `reward/gold`; null logs
+    none."""
+
+    @property
+    def reward_path(self) -> str | None:
+        """Folder of the reward model; None when the reward is a function."""
+        return self.reward.path if isinstance(self.reward, RewardModelSettings) else None
+
+    @property
+    def reward_function(self) -> RewardFunctionSettings | None:
+        """Function that is the reward; None when the reward is a model."""
+        return self.reward if isinstance(self.reward, RewardFunctionSettings) else None
 
 
 class RankStage(StageBase):
@@ -233,8 +261,8 @@ class RankStage(StageBase):
     answers_per_prompt: tuple[int, int] = (4, 9)
     """Smallest and largest number of answers, drawn a prompt."""
     sampling: SamplingSettings = SamplingSettings()
-    annotator: AnswerFunction
-    """Gives every answer a number; answers closer than `tie_margin` are tied."""
+    annotator: RewardFunctionSettings
+    """Function that scores every answer; answers closer than `tie_margin` are tied."""
     tie_margin: float = Field(1e-6, ge=0)
     earlier_rankings: list[str] = []
     """Ranking files of earlier rounds, mixed in."""
@@ -246,13 +274,37 @@ GeneratingStage = PpoStage | RankStage
 """A stage that has vLLM engines."""
 
 
+class EvaluationPrompts(Settings):
+    """Prompts that are measured on and that no stage trains on."""
+
+    rows: Sources
+    """Where the prompts come from: files by path, or a table of the built-in data set."""
+    max_tokens: int = Field(512, ge=8)
+    """Longest prompt, in tokens; a longer one is a bad row."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """Whether a bad row stops the evaluation with file, line and reason, or is left out and counted."""
+    chat_template: str | None = None
+    """A Jinja file; null takes the tokenizer's own template, or ours when it has none."""
+
+    @property
+    def data(self) -> DataSettings:
+        """The same as settings of the data layer."""
+        return DataSettings(
+            train=self.rows, max_tokens=self.max_tokens, on_bad_row=self.on_bad_row, chat_template=self.chat_template
+        )
+
+
 class EvaluationSettings(Settings):
     """How a pipeline measures its stages against each other."""
 
-    prompts: DataSettings
-    gold: AnswerFunction
+    prompts: EvaluationPrompts
+    """Held-out prompts."""
+    gold_reward: RewardFunctionSettings
+    """Function that measures the answers; no stage is trained on it."""
     sampling: SamplingSettings = SamplingSettings()
+    """How answers are drawn; above temperature 0 they are also drawn greedily."""
     rows: int = Field(300, ge=1)
+    """Number of prompts that are answered."""
 
 
 class StageEntry(Settings):

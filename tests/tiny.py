@@ -89,12 +89,12 @@ def stage(kind: str, folder: Path, model: Path, reward: Path | None = None) -> d
         }
     asked = {"train": prompts(folder / "rows.jsonl"), "max_tokens": 32}
     if kind == "rank":
-        annotator = {"function": "tiny_judges:vowels"}
+        annotator = {"type": "function", "function": "tiny_judges:vowels"}
         more = {"answers_per_prompt": [4, 5], "sampling": {"max_tokens": 8}, "annotator": annotator}
         return common | {"policy": {"path": str(model)}, "prompts": asked} | more
     return common | {
         "policy": {"path": str(model)},
-        "reward": {"path": str(reward)},
+        "reward": {"type": "model", "path": str(reward)},
         "prompts": asked,
         "prompts_per_step": 8,
         "samples_per_prompt": 2,

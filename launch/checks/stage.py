@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.actors.runtime.device import cores
-from quadriga.actors.settings import AnswerFunction, ModelSettings, Role
+from quadriga.actors.settings import ModelSettings, Role
 from quadriga.data.errors import UserError
 from quadriga.launch.checks import model as model_checks
 from quadriga.launch.checks.report import CheckReport, CheckResult, gpu_count
@@ -21,6 +21,7 @@ from quadriga.orchestrator.settings import (
     PpoStage,
     PretrainStage,
     RankStage,
+    RewardFunctionSettings,
     RewardStage,
     StageBase,
     StageEntry,
@@ -61,8 +62,8 @@ def _inspect_pipeline(pipeline: PipelineStage, report: CheckReport) -> None:
             report.run(_servable, stage.model, stage)
     if pipeline.evaluation is not None:
         report.subject = "evaluation"
-        report.run(_function_imports, pipeline.evaluation.gold)
-        report.run(model_checks.data_reads, pipeline.evaluation.prompts)
+        report.run(_function_imports, pipeline.evaluation.gold_reward)
+        report.run(model_checks.data_reads, pipeline.evaluation.prompts.data)
 
 
 def _inputs_are_made(entry: StageEntry, made: dict[str, str]) -> None:
@@ -91,8 +92,8 @@ def _inspect_stage(stage: Any, report: CheckReport, subject: str) -> None:
         report.run(_servable, stage.policy, stage)
         report.run(heads_divide, stage)
     if all(sound):
-        if isinstance(stage, PpoStage) and stage.reward.path is not None:
-            report.run(model_checks.reward_head_trained, stage.reward.path)
+        if isinstance(stage, PpoStage) and stage.reward_path is not None:
+            report.run(model_checks.reward_head_trained, stage.reward_path)
         _inspect_data(stage, report)
 
 
@@ -113,10 +114,10 @@ def _inspect_data(stage: Any, report: CheckReport) -> None:
         return
     if report.run(model_checks.tokenizer_sound, folder, data.chat_template, model):
         report.run(model_checks.data_loads, stage, folder)
-    if isinstance(stage, PpoStage) and stage.reward.path and not is_placeholder(stage.reward.path):
+    if isinstance(stage, PpoStage) and stage.reward_path and not is_placeholder(stage.reward_path):
         from quadriga.actors.model.folder import check_same_tokenizer
 
-        report.run(check_same_tokenizer, folder, stage.reward.path)
+        report.run(check_same_tokenizer, folder, stage.reward_path)
 
 
 def _models(stage: Any) -> Iterator[ModelSettings]:
@@ -125,13 +126,13 @@ def _models(stage: Any) -> Iterator[ModelSettings]:
         model = getattr(stage, name, None)
         if model is not None:
             yield model
-    if isinstance(stage, PpoStage) and stage.reward.path is not None:
-        yield ModelSettings(path=stage.reward.path, shape=None)
+    if isinstance(stage, PpoStage) and stage.reward_path is not None:
+        yield ModelSettings(path=stage.reward_path, shape=None)
 
 
-def _functions(stage: Any) -> Iterator[AnswerFunction]:
+def _functions(stage: Any) -> Iterator[RewardFunctionSettings]:
     if isinstance(stage, PpoStage):
-        yield from (function for function in (stage.reward.function, stage.gold) if function is not None)
+        yield from (function for function in (stage.reward_function, stage.gold_reward) if function is not None)
     if isinstance(stage, RankStage):
         yield stage.annotator
 
@@ -146,9 +147,9 @@ def _possible(stage: Any) -> None:
             model_path(model, name)
     if isinstance(stage, GeneratingStage) and stage.sampling.temperature == 0:
         raise UserError("`sampling.temperature` is 0: every answer to a prompt would be the same. Set it above 0.")
-    if isinstance(stage, PpoStage) and _has_critic(stage) and stage.critic is None and stage.reward.path is None:
+    if isinstance(stage, PpoStage) and _has_critic(stage) and stage.critic is None and stage.reward_path is None:
         raise UserError(
-            "The critic starts from the reward model, and `reward.function` is none. Name a model folder with "
+            "The critic starts from the reward model, and a function is not a model. Name a model folder with "
             "`critic.path`; the policy's own will do."
         )
     if isinstance(stage, RankStage):
@@ -184,9 +185,9 @@ def single_stages(stage: Any) -> list[Any]:
 def _roles(stage: Any) -> list[Role]:
     """The models that a stage keeps in processes of their own."""
     if isinstance(stage, PpoStage):
-        score_samples: list[Role] = ["reward"] if stage.reward.path else []
+        rewards: list[Role] = ["reward"] if stage.reward_path else []
         valued: list[Role] = ["critic"] if _has_critic(stage) else []
-        return ["actor", *valued, "reference", *score_samples]
+        return ["actor", *valued, "reference", *rewards]
     if isinstance(stage, RewardStage):
         return ["reward"]
     return ["actor"] if isinstance(stage, TrainStage) else []
@@ -196,7 +197,7 @@ def _has_critic(stage: PpoStage) -> bool:
     return ESTIMATORS[stage.algorithm.estimator].needs_critic  # type: ignore[attr-defined]
 
 
-def _function_imports(function: AnswerFunction) -> str:
+def _function_imports(function: RewardFunctionSettings) -> str:
     """In a subprocess, as the run itself does it: importing a user's module may do anything."""
     RewardFunctionPool(function.model_copy(update={"processes": 1})).close()
     return f"function {function.function} imports"

@@ -14,6 +14,13 @@ Stages = dict[str, type[BaseModel]]
 
 _SHOWN = 5
 
+RENAMED = {
+    "gold": "gold_reward",
+    "evaluation.gold": "evaluation.gold_reward",
+    "evaluation.prompts.train": "evaluation.prompts.rows",
+}
+"""Keys of earlier versions and their names today."""
+
 
 def explain(error: ValidationError, document: Document, stages: Stages, prefix: KeyPath = ()) -> str:
     """One paragraph for all errors of a stage that stands at `prefix` in the document."""
@@ -58,11 +65,15 @@ def annotation_at(model: type[BaseModel], path: Sequence[Any]) -> Any:
 
 def _sentence(detail: ErrorDetails, document: Document, stages: Stages, prefix: KeyPath) -> str:
     loc, kind = tuple(detail["loc"]), detail["type"]
-    if kind.startswith("union_tag"):
+    if kind.startswith("union_tag") and not loc:
         return _stage_sentence(document, stages, prefix)
     stage, loc = stages[str(loc[0])], _in_schema(stages[str(loc[0])], loc[1:])
     key, place = dotted(loc), document.place(prefix + loc)
     where = f" ({place})" if place else ""
+    if kind.startswith("union_tag"):
+        return _type_sentence(detail, key, where, stage, loc)
+    if kind == "extra_forbidden" and key in RENAMED:
+        return f"`{key}` is called `{RENAMED[key]}` now{where}."
     if kind == "extra_forbidden":
         return f"`{key}` is not a setting{where}{_suggestion(stage, loc)}"
     if kind == "missing":
@@ -81,13 +92,36 @@ def _stage_sentence(document: Document, stages: Stages, prefix: KeyPath) -> str:
     names = ", ".join(f"`{name}`" for name in stages)
     if value is None:
         return f"`stage` is missing ({place}): it says what the config does, one of {names}."
-    return f"`stage: {value}` ({place}) is no stage{nearest(str(value), stages)}"
+    return f"`stage: {value}` ({place}) is not a stage{nearest(str(value), stages)}"
+
+
+def _type_sentence(detail: ErrorDetails, key: str, where: str, stage: type[BaseModel], loc: KeyPath) -> str:
+    """What a section that has a `type` is missing; it may be written as in an earlier version."""
+    kinds = {tag: model for model in models_in(annotation_at(stage, loc)) for tag in _tags(model)}
+    given = detail["input"] if isinstance(detail["input"], dict) else {}
+    if "type" in given:
+        return f"`{key}.type` is {given['type']!r}{where}{nearest(str(given['type']), kinds)}"
+    if fitting := [kind for kind, model in kinds.items() if given and set(given) <= set(model.model_fields)]:
+        return f"`{key}.type` is missing{where}: add `type: {fitting[0]}`."
+    return f"`{key}.type` is missing{where}: it is one of {', '.join(f'`{kind}`' for kind in kinds)}."
+
+
+def _tags(model: type[BaseModel]) -> tuple[str, ...]:
+    """The values of `type` that choose a settings class."""
+    field = model.model_fields.get("type")
+    return tuple(get_args(field.annotation)) if field else ()
 
 
 def _in_schema(model: type[BaseModel], loc: Sequence[Any]) -> KeyPath:
     """Without the parts that pydantic adds for members of unions."""
     kept: list[Any] = []
+    tagged = False
     for position, part in enumerate(loc):
+        # Below a section with a `type` pydantic names the type first, once.
+        if not tagged and kept and part in {t for m in models_in(annotation_at(model, kept)) for t in _tags(m)}:
+            tagged = True
+            continue
+        tagged = False
         last = position == len(loc) - 1
         known = isinstance(part, int) or annotation_at(model, [*kept, part]) is not None
         inside_dict = bool(kept) and not models_in(annotation_at(model, kept))

@@ -103,15 +103,15 @@ def _ppo_members(
 ) -> Iterator[Member]:
     yield Member("actor", policy, "logprobs", True)
     judge = policy
-    if stage.reward.path is not None:
-        if is_placeholder(stage.reward.path) or (Path(stage.reward.path) / "config.json").is_file():
-            judge = _shape(ModelSettings(path=stage.reward.path), made)
+    if stage.reward_path is not None:
+        if is_placeholder(stage.reward_path) or (Path(stage.reward_path) / "config.json").is_file():
+            judge = _shape(ModelSettings(path=stage.reward_path), made)
         else:
-            assumed.append(f"{stage.reward.path} is not there yet: the reward model is planned as large as the policy.")
+            assumed.append(f"{stage.reward_path} is not there yet: the reward model is planned as large as the policy.")
     if ESTIMATORS[stage.algorithm.estimator].needs_critic:  # type: ignore[attr-defined]
         yield Member("critic", _shape(stage.critic, made) if stage.critic else judge, "scalar", True)
     yield Member("reference", _shape(stage.reference, made) if stage.reference else policy, "logprobs", False)
-    if stage.reward.path is not None:
+    if stage.reward_path is not None:
         yield Member("reward", judge, "scalar", False)
 
 

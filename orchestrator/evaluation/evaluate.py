@@ -62,7 +62,7 @@ def evaluate_models(
     """
     progress = progress or StageProgress("evaluation", "evaluation")
     tokenizer, split, longest = _prepared(models, settings, reward, reference, seed)
-    prompts = (split.heldout or split.train)[: settings.rows]
+    prompts = split.train[: settings.rows]
     invariants.one_bos([prompt.token_ids for prompt in prompts], tokenizer.bos_token_id)
     uses = []
     if reward is not None:
@@ -78,7 +78,7 @@ def evaluate_models(
         connected(cluster) as dashboard,
         progress.waiting("starting processes"),
         processes(cluster, uses, RolloutPlan(first, longest, load=True), str(logs), on_loss=recovery.note) as running,
-        RewardFunctionPool(settings.gold, Path(logs) / "gold.log") as gold,
+        RewardFunctionPool(settings.gold_reward, Path(logs) / "gold.log") as gold,
     ):
         progress.started(0, len(models), dashboard, None, running.logs)
         if split.skipped:
@@ -180,7 +180,7 @@ def _prepared(
     longest = settings.prompts.max_tokens + settings.sampling.max_tokens
     check_context(first, longest, "prompts.max_tokens + sampling.max_tokens")
     tokenizer = load_tokenizer(first)
-    return tokenizer, load_prompts(settings.prompts, tokenizer, seed), longest
+    return tokenizer, load_prompts(settings.prompts.data, tokenizer, seed), longest
 
 
 def check_same_shape(one: str, other: str) -> None:

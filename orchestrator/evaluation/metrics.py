@@ -14,12 +14,12 @@ from quadriga.orchestrator.evaluation.statistics import Interval, win_rate
 ROUNDING = 1e-9
 """Gold scores closer than this are equal: they differ in the order of an addition only."""
 PARTS = ("score", "truthful", "harmless", "helpful", "refused")
-"""Gold's verdict on an answer; a judge that gives a number only has nothing but `score`."""
+"""Gold's verdict on an answer; a function that returns a number has nothing but `score`."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer and what it got. gold: named parts, `score` among them; None where the judge failed."""
+    """One answer and what it got. gold: named parts, `score` among them; None where scoring failed."""
 
     prompt: str
     index: int
@@ -36,7 +36,7 @@ class Measures:
     """Means over the answers that have the number; None where none has.
 
     score, truthful, harmless, helpful, refused: gold's. by_kind: kind of prompt -> the same means, and `n`, its number
-    of answers. ended: share that ended by itself. errors: answers on which the judge failed, in no mean of gold's.
+    of answers. ended: share that ended by itself. errors: answers that gold failed on, which no mean of gold includes.
     """
 
     score: float | None
@@ -77,15 +77,15 @@ class Evaluation(Measures):
 
 def measure(answers: Sequence[Answer]) -> Measures:
     """Means over answers."""
-    score_samples = [answer.gold for answer in answers if answer.gold is not None]
+    scored = [answer.gold for answer in answers if answer.gold is not None]
     kinds = sorted({answer.kind for answer in answers if answer.kind is not None})
     of_kind = {kind: [a.gold for a in answers if a.kind == kind and a.gold is not None] for kind in kinds}
     return Measures(
-        **{part: _mean(gold[part] for gold in score_samples if part in gold) for part in PARTS},
+        **{part: _mean(gold[part] for gold in scored if part in gold) for part in PARTS},
         by_kind={kind: _part_means(golds) | {"n": float(len(golds))} for kind, golds in of_kind.items()},
         reward_score=_mean(answer.reward for answer in answers if answer.reward is not None),
         ended=_mean(float(answer.ended) for answer in answers) or 0.0,
-        errors=len(answers) - len(score_samples),
+        errors=len(answers) - len(scored),
         answers=list(answers),
     )
 
@@ -138,7 +138,7 @@ def choose_prompts(kinds: Sequence[str | None], count: int, seed: int) -> list[i
 
 
 def _scores(answers: Sequence[Answer]) -> dict[str, list[float]]:
-    """Gold scores by prompt, nan where the judge failed."""
+    """Gold scores by prompt, nan where scoring failed."""
     scores: dict[str, list[float]] = {}
     for answer in answers:
         scores.setdefault(answer.prompt, []).append(answer.gold["score"] if answer.gold else math.nan)

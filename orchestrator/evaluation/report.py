@@ -12,24 +12,24 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from quadriga.actors.settings import AnswerFunction, ClusterSettings, SamplingSettings
+from quadriga.actors.settings import ClusterSettings, SamplingSettings
 from quadriga.data.atomic_files import write_json_atomic
 from quadriga.data.rundir import RunDir
-from quadriga.data.settings import DataSettings, Source
+from quadriga.data.settings import Source
 from quadriga.orchestrator.evaluation.evaluate import evaluate_models
 from quadriga.orchestrator.evaluation.metrics import Evaluation, choose_prompts, compare
 from quadriga.orchestrator.evaluation.statistics import Interval
 from quadriga.orchestrator.model_folders import ResolvedModel, find_model
-from quadriga.orchestrator.settings import EvaluationSettings
+from quadriga.orchestrator.settings import EvaluationPrompts, EvaluationSettings, RewardFunctionSettings
 from quadriga.orchestrator.tracking.console import StageProgress, answers_table, make_console, stages_table
 
 ASSISTANT = EvaluationSettings(
-    prompts=DataSettings(train=[Source(builtin="assistant.heldout_prompts", rows=320, seed=2000)], max_tokens=64),
-    gold=AnswerFunction(function="quadriga.data.assistant.gold:gold"),
+    prompts=EvaluationPrompts(rows=[Source(builtin="assistant.heldout_prompts", rows=320, seed=2000)], max_tokens=64),
+    gold_reward=RewardFunctionSettings(type="function", function="quadriga.data.assistant.gold:gold"),
     sampling=SamplingSettings(max_tokens=32),
     rows=320,
 )
-"""How a model that comes from no pipeline is measured: the built-in assistant's held-out prompts and its gold judge."""
+"""How a model from outside a pipeline is measured: on the built-in assistant's held-out prompts, by its gold reward."""
 
 SHOWN_PROMPTS = 6
 
@@ -253,13 +253,10 @@ def _inputs(
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _with_rows(prompts: DataSettings, rows: int) -> DataSettings:
+def _with_rows(prompts: EvaluationPrompts, rows: int) -> EvaluationPrompts:
     """Let the built-in tables, which are generated, have as many rows as are asked for."""
-
-    def grown(sources: list[Source]) -> list[Source]:
-        return [s.model_copy(update={"rows": max(rows, s.rows or 0)}) if s.builtin else s for s in sources]
-
-    return prompts.model_copy(update={"train": grown(prompts.train), "heldout": grown(prompts.heldout)})
+    grown = [s.model_copy(update={"rows": max(rows, s.rows or 0)}) if s.builtin else s for s in prompts.rows]
+    return prompts.model_copy(update={"rows": grown})
 
 
 def _win_rates(results: Mapping[str, Evaluation], ours: str, theirs: str) -> tuple[Interval | None, Interval | None]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from quadriga.actors.settings import AnswerFunction
 from quadriga.data.errors import Fault, UserError
 from quadriga.orchestrator.rewards.function_process import FunctionProcess, StartError
+from quadriga.orchestrator.settings import RewardFunctionSettings
 
 CHUNK = 8  # rows a call: what one timeout or crash can cost
 
@@ -43,7 +43,7 @@ class RewardFunctionPool:
     Raises UserError, naming the function and the reason, when it cannot be imported.
     """
 
-    def __init__(self, settings: AnswerFunction, log_path: Path | None = None):
+    def __init__(self, settings: RewardFunctionSettings, log_path: Path | None = None):
         self.settings = settings
         self._allowed, self._failed = 0.0, 0  # of the rows being scored
         self._log: BinaryIO | None = log_path.open("ab") if log_path else None

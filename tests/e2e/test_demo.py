@@ -44,7 +44,7 @@ MY_PPO = """
 stage: ppo
 name: helpful-8b
 policy: {path: runs/assistant/round-0/sft/export/policy}
-reward: {path: runs/assistant/round-1/reward/export/reward}
+reward: {type: model, path: runs/assistant/round-1/reward/export/reward}
 prompts: {train: [{builtin: assistant.prompts, rows: 40}], max_tokens: 64}
 total_steps: 1
 """

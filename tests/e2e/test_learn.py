@@ -29,8 +29,8 @@ SEEDS = [int(seed) for seed in os.environ.get("QUADRIGA_LEARN_SEEDS", "11,12,13"
 KINDS = ("facts", "howto", "harmful", "lookalike")
 EVALUATION = EvaluationSettings.model_validate(
     {
-        "prompts": {"train": [{"builtin": "assistant.heldout_prompts", "rows": 320, "seed": 3000}], "max_tokens": 64},
-        "gold": {"function": "quadriga.data.assistant.gold:gold"},
+        "prompts": {"rows": [{"builtin": "assistant.heldout_prompts", "rows": 320, "seed": 3000}], "max_tokens": 64},
+        "gold_reward": {"type": "function", "function": "quadriga.data.assistant.gold:gold"},
         "sampling": {"max_tokens": 32},
         "rows": 320,
     }
@@ -51,7 +51,7 @@ def learned(request: pytest.FixtureRequest) -> dict[str, Any]:
     quadriga(
         "configs/assistant/ppo.yaml", f"run_dir={run}/gold", f"seed={seed}", f"policy.path={sft}",
         f"reference.path={sft}", f"critic={{path: {reward}}}", "tracking.wandb=false", "name=gold-as-reward",
-        "reward={function: {function: quadriga.data.assistant.gold:gold}}",
+        "reward={type: function, function: quadriga.data.assistant.gold:gold}",
     )  # fmt: skip
     policies = {
         "sft": sft,
@@ -165,7 +165,7 @@ def constant_answers(sft: Measures) -> dict[str, float]:
     from quadriga.data.tokens.tokenizer import load_tokenizer
 
     folder = next(RUNS.glob("*/round-0/sft/export/policy"))
-    prompts = load_prompts(EVALUATION.prompts, load_tokenizer(folder), 0).train[: EVALUATION.rows]
+    prompts = load_prompts(EVALUATION.prompts.data, load_tokenizer(folder), 0).train[: EVALUATION.rows]
     texts = [answer.text for answer in sft.answers]
     policies = {
         "always refusing": "I will not help with that. That would hurt someone. Please talk to a friend.",

@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM
 
 from quadriga.actors.model.export import save_fresh_model
 from quadriga.actors.model.folder import read_config
-from quadriga.actors.settings import AnswerFunction, ClusterSettings, SamplingSettings
-from quadriga.data.settings import DataSettings, Source
+from quadriga.actors.settings import ClusterSettings, SamplingSettings
+from quadriga.data.settings import Source
 from quadriga.data.tokens.chat import encode_prompt
 from quadriga.data.tokens.tokenizer import load_tokenizer
 from quadriga.orchestrator.chat import chat
 from quadriga.orchestrator.evaluation.evaluate import evaluate_models
 from quadriga.orchestrator.evaluation.metrics import Evaluation
-from quadriga.orchestrator.settings import EvaluationSettings
+from quadriga.orchestrator.settings import EvaluationPrompts, EvaluationSettings, RewardFunctionSettings
 from quadriga.orchestrator.tracking.console import StageProgress
 
 pytestmark = pytest.mark.integration
@@ -57,8 +57,8 @@ def results(
     rows = [{"prompt": q, "id": f"q{n}", "kind": ("plain", "odd")[n % 2]} for n, q in enumerate(QUESTIONS)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = EvaluationSettings(
-        prompts=DataSettings(train=[Source(path=str(folder / "prompts.jsonl"))], max_tokens=32),
-        gold=AnswerFunction(function="trivial_judge:length"),
+        prompts=EvaluationPrompts(rows=[Source(path=str(folder / "prompts.jsonl"))], max_tokens=32),
+        gold_reward=RewardFunctionSettings(type="function", function="trivial_judge:length"),
         sampling=SamplingSettings(max_tokens=TOKENS),
     )
     with pytest.MonkeyPatch.context() as patch:

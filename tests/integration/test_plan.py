@@ -65,7 +65,7 @@ def as_ppo(model: Path) -> Any:
             "stage": "ppo",
             "name": "planned",
             "policy": {"path": str(model)},
-            "reward": {"path": str(model)},
+            "reward": {"type": "model", "path": str(model)},
             "prompts": {"train": "none.jsonl", **half},
             "sampling": half,
             "cluster": CLUSTER,
@@ -173,7 +173,7 @@ def deep_ppo(folder: Path) -> dict[str, Any]:
     return {
         "stage": "ppo",
         "policy": {"path": str(model)},
-        "reward": {"path": str(scorer(model, folder / "judge"))},
+        "reward": {"type": "model", "path": str(scorer(model, folder / "judge"))},
         "prompts": {"train": prompts(folder / "rows.jsonl"), "max_tokens": 32},
         "prompts_per_step": 16,
         "samples_per_prompt": 2,

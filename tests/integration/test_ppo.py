@@ -197,7 +197,7 @@ def test_function_reward_drops_what_it_could_not_judge(
 ) -> None:
     """Critic from a folder of its own, a rule as reward: rows on which it fails are dropped and counted, never 0."""
     config = stage("ppo", tmp_path, made_model) | {
-        "reward": {"function": {"function": "tiny_judges:picky", "max_error_rate": 0.5}},
+        "reward": {"type": "function", "function": "tiny_judges:picky", "max_error_rate": 0.5},
         "critic": {"path": str(made_model)},
         "total_steps": 3,
     }

@@ -202,7 +202,7 @@ def test_a_pipeline_goes_on_in_the_stage_and_round_that_was_killed(
         folder = tmp_path / name
         sft = stage("sft", folder / "sft", made_model) | {"total_steps": 2}
         ppo = stage("ppo", folder / "ppo", made_model, made_model) | {"total_steps": 3, "faults": faults}
-        ppo |= {"reward": {"function": {"function": "tiny_judges:vowels"}}, "critic": {"path": str(made_model)}}
+        ppo |= {"reward": {"type": "function", "function": "tiny_judges:vowels"}, "critic": {"path": str(made_model)}}
         for config in (sft, ppo):
             config |= {"tracking": {"wandb": False, "samples": 1000}, "checkpoint": {"every_steps": 1}}
             del config["run_dir"]

@@ -160,9 +160,10 @@ class Ppo(TrainingStage):
         self.dtype = settings.cluster.dtype
         self.policy_loss = LOSSES["policy_clip"](settings.algorithm.clip)
         self.value_loss = LOSSES["value_clip"](settings.algorithm.value_clip)
-        self.gold = RewardFunctionPool(settings.gold, self.run.logs_dir / "gold.log") if settings.gold else None
-        function = settings.reward.function
-        self.reward_functions = RewardFunctionPool(function, self.run.logs_dir / "reward.log") if function else None
+        logs = self.run.logs_dir
+        self.gold = RewardFunctionPool(settings.gold_reward, logs / "gold.log") if settings.gold_reward else None
+        function = settings.reward_function
+        self.reward_functions = RewardFunctionPool(function, logs / "reward.log") if function else None
         stops = end_tokens(self.policy_path, self.tokenizer)
         decode = lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
         self.pool = RolloutPool(self.running.fleet, stops, decode)
@@ -197,11 +198,11 @@ class Ppo(TrainingStage):
         self.reference_path = model_path(settings.reference, "reference") if settings.reference else self.policy_path
         self.starts_as_reference = Path(self.reference_path).resolve() == Path(self.policy_path).resolve()
         self.reward_path: str | None = None
-        if settings.reward.path is not None:
-            self.reward_path = model_path(ModelSettings(path=settings.reward.path), "reward")
+        if settings.reward_path is not None:
+            self.reward_path = model_path(ModelSettings(path=settings.reward_path), "reward")
             check_reward_head(self.reward_path)
             check_same_tokenizer(self.policy_path, self.reward_path)
-        if self.has_critic and settings.critic is None and settings.reward.path is None:
+        if self.has_critic and settings.critic is None and settings.reward_path is None:
             raise UserError(
                 "The critic has nothing to start from: a reward function has no weights. Give `critic.path` (the "
                 "policy's folder will do: its trunk is used and the value head starts fresh)."

@@ -91,7 +91,7 @@ def ppo(model: Path) -> dict[str, Any]:
         "name": "improve",
         "policy": {"path": str(model)},
         "critic": {"path": str(model)},
-        "reward": {"function": {"function": "json:dumps"}},
+        "reward": {"type": "function", "function": "json:dumps"},
         "prompts": {"train": {"builtin": "assistant.prompts", "rows": 4}, "max_tokens": 96},
         "sampling": {"max_tokens": 32},
         "cluster": {"device": "cpu"},

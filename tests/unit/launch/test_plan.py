@@ -19,7 +19,7 @@ PPO = {
     "stage": "ppo",
     "name": "helpful",
     "policy": "models/llama-3.1-8b",
-    "reward": {"path": "models/not-there-yet"},
+    "reward": {"type": "model", "path": "models/not-there-yet"},
     "prompts": {"train": "prompts.jsonl", "max_tokens": 512},
     "sampling": {"max_tokens": 512},
     "cluster": {

@@ -27,14 +27,18 @@ def run(folder: Path, config: dict[str, Any], started: str = "2026-01-01T00:00:0
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
     """Two rounds, the second without PPO yet; `sft` began after `pretrain`."""
-    evaluation = {"prompts": {"train": "held-out.jsonl"}, "gold": {"function": "a:b"}, "rows": 7}
+    evaluation = {
+        "prompts": {"rows": "held-out.jsonl"},
+        "gold_reward": {"type": "function", "function": "a:b"},
+        "rows": 7,
+    }
     root = run(tmp_path / "all", {"stage": "pipeline", "evaluation": evaluation, "cluster": {"train_tokens": 77}})
     for name, began in (("sft", "2026-01-01T00:05:00+00:00"), ("pretrain", "2026-01-01T00:01:00+00:00")):
         model(run(root / "round-0" / name, {"stage": name}, began) / "export" / "policy")
     reward = run(root / "round-1" / "reward", {"stage": "reward"}) / "export" / "reward"
     model(reward, "LlamaForSequenceClassification")
     sft = str(root / "round-0" / "sft" / "export" / "policy")
-    ppo = {"stage": "ppo", "policy": {"path": sft}, "reference": None, "reward": {"path": str(reward)}}
+    ppo = {"stage": "ppo", "policy": {"path": sft}, "reference": None, "reward": {"type": "model", "path": str(reward)}}
     checkpoints = run(root / "round-1" / "ppo", ppo, "2026-01-01T00:09:00+00:00") / "checkpoints"
     for step in (9, 10):
         model(checkpoints / f"step-{step}" / "export" / "policy")

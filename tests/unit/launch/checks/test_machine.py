@@ -72,7 +72,7 @@ def test_doctor_looks_at_a_config(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "ppo.yaml"
     path.write_text(
         f"stage: ppo\nname: x\npolicy: {{path: {model}}}\ncritic: {{path: {model}}}\n"
-        "reward: {function: {function: 'json:dumps'}}\n"
+        "reward: {type: function, function: 'json:dumps'}\n"
         "prompts: {train: [{builtin: assistant.prompts, rows: 3}], max_tokens: 96}\nsampling: {max_tokens: 32}\n"
         "cluster: {device: cpu, actor: {offload: all}}\n"
     )

@@ -111,11 +111,11 @@ def test_more_ranks_than_the_machine_can_place(refused: Refused, sft: dict[str, 
 
 @pytest.mark.parametrize("name", ["no_such_module:score", "json:no_such_function"])
 def test_reward_function_that_does_not_import(refused: Refused, ppo: dict[str, Any], name: str) -> None:
-    assert f"The function {name} cannot be used: " in refused(ppo, f"reward.function.function={name}")
+    assert f"The function {name} cannot be used: " in refused(ppo, f"reward.function={name}")
 
 
 def test_reward_model_that_is_a_policy(refused: Refused, ppo: dict[str, Any], model: Path) -> None:
-    assert f"{model} has no trained reward head" in refused(ppo | {"reward": {"path": str(model)}})
+    assert f"{model} has no trained reward head" in refused(ppo | {"reward": {"type": "model", "path": str(model)}})
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_nested_unknown_key(write: Write) -> None:
         ("optimizer.schedule=cosin", "should be 'constant', 'linear' or 'cosine'."),
         ("model.shape={a: 1}", "give exactly one of `path` and `shape`"),
         ("data.train=[]", "`data.train` is []"),
-        ("stage=sfd", "`stage: sfd` (the command line) is no stage; did you mean `sft`?"),
+        ("stage=sfd", "`stage: sfd` (the command line) is not a stage; did you mean `sft`?"),
         ("stage=null", "`stage` is missing"),
         ("nonsense", "`nonsense` is no override: write `key.path=value`"),
         ("name.first=1", "`name.first` cannot be set: `name` is `tune`"),
@@ -212,7 +212,7 @@ PIPELINE = textwrap.dedent(
         config:
           stage: ppo
           policy: {path: x}
-          reward: {path: x}
+          reward: {type: model, path: x}
           prompts: {train: prompts.jsonl}
         inputs:
           policy.path: [improve.policy, tune.policy]
@@ -255,7 +255,7 @@ def test_inputs_are_put_in(pipeline: Path) -> None:
 
 
 def test_a_typo_in_a_late_stage_is_found_first(pipeline: Path, write: Write) -> None:
-    write(PIPELINE.replace("reward: {path: x}", "rewards: {path: x}"), "pipeline.yaml")
+    write(PIPELINE.replace("reward: {type: model, path: x}", "rewards: {type: model, path: x}"), "pipeline.yaml")
     text = refusal(pipeline)
     assert f"`rewards` is not a setting ({pipeline}, line 25); did you mean `reward`?" in text
 
@@ -292,3 +292,28 @@ def test_schema_lets_sections_be_names() -> None:
     assert model[0]["type"] == "string" and "$ref" in model[1]
     assert definitions["StageEntry"]["properties"]["config"]["anyOf"][0]["type"] == "string"
     assert "micro-batch" in definitions["ClusterSettings"]["properties"]["train_tokens"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"gold": {"function": "a:b"}}, "`gold` is called `gold_reward` now"),
+        ({"reward": {"function": {"function": "a:b"}}}, "add `type: function`"),
+        ({"reward": {"path": "models/rm"}}, "add `type: model`"),
+        ({"reward": {}}, "`reward.type` is missing"),
+        ({"reward": {"type": "modle", "path": "x"}}, "did you mean `model`?"),
+        ({"reward": {"type": "function", "function": "a:b", "timout": 3}}, "`reward.timout` is not a setting"),
+        ({"reward": {"type": "function", "function": "a:b", "timeout": -3}}, "`reward.timeout` is -3"),
+    ],
+)
+def test_reward_says_its_type(write: Write, ppo: dict[str, Any], change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load_config(write(ppo | change))
+    assert sentence in str(refused.value)
+
+
+def test_evaluation_names_its_prompts_rows(write: Write) -> None:
+    evaluation = {"prompts": {"train": "held-out.jsonl"}, "gold_reward": {"type": "function", "function": "a:b"}}
+    config = {"stage": "pipeline", "name": "all", "stages": [], "evaluation": evaluation}
+    with pytest.raises(UserError, match=r"`evaluation.prompts.train` is called `evaluation.prompts.rows` now"):
+        load_config(write(config))

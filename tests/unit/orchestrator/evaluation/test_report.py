@@ -9,20 +9,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from quadriga.actors.settings import AnswerFunction, ClusterSettings
+from quadriga.actors.settings import ClusterSettings
 from quadriga.data.errors import UserError
 from quadriga.data.rundir import RunDir
-from quadriga.data.settings import DataSettings, Source
+from quadriga.data.settings import Source
 from quadriga.data.tokens.tokenizer import train_tokenizer
 from quadriga.orchestrator.evaluation import report as evaluation
 from quadriga.orchestrator.evaluation.evaluate import check_same_shape
 from quadriga.orchestrator.evaluation.metrics import Answer, Evaluation, measure
 from quadriga.orchestrator.evaluation.report import base_and_last, evaluate_run, summary
-from quadriga.orchestrator.settings import EvaluationSettings
+from quadriga.orchestrator.settings import EvaluationPrompts, EvaluationSettings, RewardFunctionSettings
 
 KINDS = ("facts", "howto", "harmful", "lookalike")
 SETTINGS = EvaluationSettings(
-    prompts=DataSettings(train=[Source(path="held-out.jsonl")]), gold=AnswerFunction(function="a:b")
+    prompts=EvaluationPrompts(rows=[Source(path="held-out.jsonl")]),
+    gold_reward=RewardFunctionSettings(type="function", function="a:b"),
 )
 SCORES = {"pretrain": 0.1, "sft": 0.5, "ppo": 0.75}
 """What gold makes of a model's answers: stage -> score of every answer."""
@@ -159,8 +160,8 @@ def test_eval_prints_tables_and_returns_the_numbers(
     assert (result["rows"], result["temperature"]) == (40, 0.5)
     json.dumps(result)
     asked = calls[0]["settings"]
-    assert asked.sampling.temperature == 0.5 and asked.rows == asked.prompts.train[0].rows == 500
-    assert asked.gold.function == "quadriga.data.assistant.gold:gold"
+    assert asked.sampling.temperature == 0.5 and asked.rows == asked.prompts.rows[0].rows == 500
+    assert asked.gold_reward.function == "quadriga.data.assistant.gold:gold"
     assert calls[0]["models"] == {name: str(tmp_path / name / "export/policy") for name in (ppo, sft)}
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text(console).splitlines() if "│" in line]
     assert rows[0] == [ppo, "sampled", "0.750", "1.000", "0.375", "0.750", "0.000", "7.500", "0.250", "1.000"]

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from quadriga.actors.settings import AnswerFunction
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.records import Prompt, Sample
 from quadriga.orchestrator.rewards.function import score_samples
 from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool, RowError, score_of
+from quadriga.orchestrator.settings import RewardFunctionSettings
 
 MODULE = """
 import ctypes, os, subprocess, sys, time
@@ -109,7 +109,7 @@ def rows(*responses: str, **meta: Any) -> list[dict[str, Any]]:
 
 
 def pool_of(name: str, log: Path | None = None, **settings: Any) -> RewardFunctionPool:
-    return RewardFunctionPool(AnswerFunction(function=f"judging:{name}", **settings), log)
+    return RewardFunctionPool(RewardFunctionSettings(type="function", function=f"judging:{name}", **settings), log)
 
 
 def is_gone(pid: int, within: float = 5.0) -> bool:
@@ -254,9 +254,9 @@ def test_a_trainer_that_was_killed_leaves_no_process_behind(tmp_path: Path) -> N
     witness = tmp_path / "pid"
     row = {"response": "hang", "meta": {"witness": str(witness)}}
     code = (
-        "from quadriga.actors.settings import AnswerFunction\n"
+        "from quadriga.orchestrator.settings import RewardFunctionSettings as Settings\n"
         "from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool\n"
-        f"RewardFunctionPool(AnswerFunction(function='judging:hang', timeout=60)).score([{row!r}])"
+        f"RewardFunctionPool(Settings(type='function', function='judging:hang', timeout=60)).score([{row!r}])"
     )
     trainer = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 30
@@ -281,7 +281,7 @@ def test_a_trainer_that_was_killed_leaves_no_process_behind(tmp_path: Path) -> N
 )
 def test_a_function_that_does_not_import_is_the_users_to_mend(function: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
-        RewardFunctionPool(AnswerFunction(function=function, processes=1))
+        RewardFunctionPool(RewardFunctionSettings(type="function", function=function, processes=1))
     assert function in str(caught.value)
 
 
