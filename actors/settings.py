@@ -15,9 +15,9 @@ class ModelSettings(Settings):
     """A model to start from: a Hugging Face folder, or a shape with fresh weights."""
 
     path: str | None = None
-    """Folder with config.json and safetensors weights."""
+    """Folder with config.json and safetensors weights, as `save_pretrained` writes it."""
     shape: dict[str, Any] | None = None
-    """Hugging Face config fields (`model_type`, `hidden_size`, ...) of a model with fresh weights."""
+    """Hugging Face config fields (`model_type`, `hidden_size`, ...) of a model that starts with fresh weights."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSettings":
@@ -30,120 +30,148 @@ class OptimizerSettings(Settings):
     """AdamW and its learning-rate schedule."""
 
     lr: float = Field(1e-5, gt=0)
+    """Highest learning rate, reached after `warmup_steps`."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
     eps: float = Field(1e-8, gt=0)
+    """Term that AdamW adds to the root of the second moment."""
     weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of matrices; biases and norm scales are not decayed."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Course of the learning rate after warm-up, over `total_steps`."""
     warmup_steps: int = Field(0, ge=0)
+    """Optimizer steps over which the learning rate rises linearly from 0; 0 starts at `lr`."""
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    """The schedule ends at this share of `lr`. Has no effect with `constant`."""
+    """Share of `lr` at which the schedule ends. Has no effect with `constant`."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Global gradient norm above which gradients are scaled down to it."""
 
 
 class SamplingSettings(Settings):
     """How answers are drawn."""
 
     max_tokens: int = Field(64, ge=1)
+    """Longest answer, in tokens, the end token included."""
     temperature: float = Field(1.0, ge=0)
-    """0 is greedy (evaluation only). Trainer log-probs are divided by the same temperature."""
+    """Divisor of the logits; the trainer's log-probs use it too. 0 takes the likeliest token (evaluation only)."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Probability mass of the likeliest tokens that are sampled from; 1 keeps all tokens."""
     top_k: int = Field(0, ge=0)
-    """0: off."""
+    """Number of likeliest tokens that are sampled from; 0 keeps all tokens."""
 
 
 class ModelWorkerSettings(Settings):
-    """One model's ranks."""
+    """The processes of one model."""
 
     ranks: int = Field(1, ge=1)
-    """ZeRO data-parallel processes of this model."""
+    """Number of data-parallel processes (ZeRO ranks) of this model."""
     nodes: int | None = Field(None, ge=1)
-    """Spread the ranks evenly over so many nodes; null: wherever there is room."""
+    """Number of nodes that the ranks are spread over evenly; null places them wherever there is room."""
     threads: int | None = Field(None, ge=1)
-    """CPU threads of a rank; null: cores divided by what runs at the same time."""
+    """CPU threads per rank; null divides the cores by the number of ranks that compute at the same time."""
     gpus: float = Field(1.0, ge=0)
-    """GPUs of a rank (a fraction shares one). Has no effect on `device: cpu`."""
+    """GPUs per rank; a fraction shares one. Has no effect on `device: cpu`."""
     zero_stage: Literal[0, 1, 2, 3] = 3
+    """ZeRO stage: 1 shards optimizer states, 2 gradients too, 3 parameters too, 0 nothing."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """Keep optimizer states (or parameters too) in host memory. Has no effect on `device: cpu`."""
+    """What is kept in host memory: optimizer states, or parameters too. Has no effect on `device: cpu`."""
 
 
 class RolloutSettings(Settings):
     """The vLLM workers."""
 
     workers: int = Field(1, ge=1)
+    """Number of vLLM engines."""
     nodes: int | None = Field(None, ge=1)
-    """Spread the workers evenly over so many nodes; null: wherever there is room."""
+    """Number of nodes that the workers are spread over evenly; null places them wherever there is room."""
     threads: int = Field(1, ge=1)
-    """CPU threads of a worker. 1 keeps answers bit-identical however requests are batched."""
+    """CPU threads per worker. 1 keeps answers bit-identical however requests are batched."""
     gpus: float = Field(1.0, ge=0)
+    """GPUs per tensor-parallel rank of a worker; a fraction shares one. Has no effect on `device: cpu`."""
     tensor_parallel: int = Field(1, ge=1)
+    """Number of GPUs that one engine's weights are cut over."""
     kv_cache_bytes: int = Field(256 << 20, ge=1 << 20)
+    """Memory for the keys and values of running requests, in bytes per worker."""
     max_num_seqs: int = Field(256, ge=1)
-    """Most answers generated at once by one worker."""
+    """Largest number of answers that one worker generates at the same time."""
     enforce_eager: bool = True
+    """Whether vLLM runs without CUDA graphs and compilation, which start slowly and generate faster."""
     prefix_caching: bool = False
+    """Whether answers to the same prompt share its keys and values. The cache is dropped at every sync."""
     engine: dict[str, Any] = {}
-    """More vLLM EngineArgs, passed through."""
+    """Further vLLM EngineArgs, passed through as they are."""
 
 
 class DeadlineSettings(Settings):
-    """Longest waits, in seconds. An error that names the phase, the actor and the rank follows; see `recovery`."""
+    """Longest waits, in seconds; an error that names the phase and the process follows. See `recovery`."""
 
     start: float = Field(300, gt=0)
-    """Process start: imports, model load, ZeRO partitioning, vLLM start."""
+    """Longest start of a process: imports, model load, ZeRO partitioning, vLLM start."""
     call: float = Field(900, gt=0)
-    """One forward, update, sync or save of a group."""
+    """Longest forward, update, sync or save of a group."""
     generate: float = Field(900, gt=0)
-    """No answer finished for this long while some are due."""
+    """Longest wait during which no answer finishes while some are due."""
     heartbeat: float = Field(60, gt=0)
-    """No sign of life from a process that owes an answer: it is stopped, or cut off, and is replaced."""
+    """Longest wait for a sign of life from a process that owes an answer; it counts as stopped or cut off after that
+    and is replaced."""
     progress: float = Field(3600, gt=0)
-    """No answer and no optimizer step finished anywhere: every process writes its stacks to its log, the run stops."""
+    """Longest wait during which no answer and no optimizer step finishes anywhere; after that every process writes its
+    stacks to its log and the run stops."""
 
 
 class RecoverySettings(Settings):
-    """How many lost processes a run puts up with before it stops, with their history."""
+    """How many lost processes a run survives before it stops with their history."""
 
     max_losses: int = Field(20, ge=0)
-    """In one attempt of a stage; 0 stops at the first."""
+    """Number of losses that one attempt of a stage survives; 0 stops at the first."""
     max_at_one_place: int = Field(3, ge=0)
-    """Of the same process, in the same step and phase: what fails there again and again will not mend itself."""
+    """Number of losses of one process in one step and phase that are survived: what fails there every time will fail
+    again."""
 
 
 class ClusterSettings(Settings):
     """Where a run runs. The same stage file goes from a laptop to a cluster by changing this section only."""
 
     address: str | None = None
-    """Ray cluster to join (`auto`, or `ray://`, `host:port`); null starts one on this machine."""
+    """Ray cluster to join (`auto`, `ray://host:port` or `host:port`); null starts one on this machine."""
     ssh: SshSettings | None = None
-    """Hosts on which `quadriga launch` brings up a cluster for the run."""
+    """Hosts on which `quadriga launch` brings up a cluster for the run; null uses none."""
     slurm: SlurmSettings | None = None
-    """The job as which `quadriga launch` submits the run to Slurm."""
+    """The Slurm job as which `quadriga launch` submits the run; null submits none."""
     kubernetes: KubernetesSettings | None = None
-    """The RayJob as which `quadriga launch` submits the run to Kubernetes."""
+    """The RayJob as which `quadriga launch` submits the run to Kubernetes; null submits none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models compute; `auto` takes GPUs where the cluster has any."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Computation type of the models; master weights and optimizer states are always float32."""
     placement: Literal["auto", "colocate", "separate"] | list[list[PlacedRole]] = "auto"
-    """On GPUs: `separate` gives every rank its own, `colocate` lets rank i of every role share one; a list of lists
-    ([[actor, critic, reference, reward], [rollout]]) lets those of a list share, on nodes where `nodes` are given."""
+    """How roles share GPUs: `separate` gives every rank its own, `colocate` lets rank i of every role share one, `auto`
+    separates where there are enough. Lists of roles ([[actor, critic, reference, reward], [rollout]]) let those of one
+    list share, on nodes of their own where `nodes` is given."""
     actor: ModelWorkerSettings = ModelWorkerSettings()
+    """Processes of the policy that is trained."""
     critic: ModelWorkerSettings = ModelWorkerSettings()
+    """Processes of the critic."""
     reference: ModelWorkerSettings = ModelWorkerSettings()
+    """Processes of the frozen reference policy."""
     reward: ModelWorkerSettings = ModelWorkerSettings()
+    """Processes of the reward model."""
     rollout: RolloutSettings = RolloutSettings()
+    """The vLLM workers that generate."""
     train_tokens: int = Field(8192, ge=16)
-    """Token budget of a training micro-batch (memory only: it never changes a loss)."""
+    """Token budget of a training micro-batch. It decides memory only and never changes a loss."""
     forward_tokens: int = Field(16384, ge=16)
-    """Token budget of a forward-only micro-batch."""
+    """Token budget of a micro-batch without gradients."""
     persistence_threshold: int = Field(0, ge=0)
-    """ZeRO-3 keeps tensors up to this many elements whole on every rank; 0 partitions everything."""
+    """Size in elements up to which ZeRO-3 keeps a tensor whole on every rank; 0 partitions everything."""
     deepspeed: dict[str, Any] = {}
-    """More DeepSpeed JSON, merged over ours (not the keys that decide batch size or accumulation)."""
+    """Further DeepSpeed JSON, merged over ours; keys that decide batch size, accumulation or clipping are refused."""
     bucket_bytes: int = Field(256 << 20, ge=1 << 16)
-    """Size of a weight-sync bucket."""
+    """Size of a weight-sync bucket, in bytes."""
     deadlines: DeadlineSettings = DeadlineSettings()
+    """Longest waits, in seconds."""
     recovery: RecoverySettings = RecoverySettings()
+    """How many lost processes a run survives."""
 
     @model_validator(mode="after")
     def _one_way_up(self) -> "ClusterSettings":
