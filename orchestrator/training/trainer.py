@@ -1,4 +1,4 @@
-"""What every training stage shares: run directory, resume, the step loop, commit, clean stops, export."""
+"""TrainingStage: what every stage that trains shares: resume, the step loop, recovery, commits, clean stops."""
 
 import copy
 import os
@@ -28,61 +28,87 @@ from quadriga.orchestrator.training.stop import Stop
 
 
 class TrainingStage(ABC):
-    """A stage that trains models step by step. Subclasses say what they need, what a step does and what comes out."""
+    """A stage that trains models step by step.
+
+    What a subclass fills in, in the order in which it is called:
+
+        load_inputs -> models -> engine -> [processes start, checkpoint is restored] -> setup_workers
+        -> sync_after_restore -> step, step, ... (exports at every checkpoint) -> teardown
+
+    When a process is lost during a step: abort_step -> [it is replaced, models go back to the newest checkpoint if one
+    of them was trained] -> sync_after_restore -> step. This class owns the rest: resume, the loop, recovery, commits,
+    clean stops.
+    """
 
     stage: ClassVar[str]
+    """Kind of stage, as in `stage:`."""
     trained: ClassVar[tuple[str, ...]]
     """Roles with an optimizer: what a checkpoint holds."""
+
+    tokenizer: Any
+    """Tokenizer that exports are saved with; set by `load_inputs`."""
+    progress: StageProgress
+    running: Processes
+    recovery: Recovery
+    watchdog: Watchdog
+    injector: FaultInjector
 
     def __init__(self, settings: StageBase, run: RunDir):
         self.settings, self.run = settings, run
         self.state = RunState()
         self.timings: dict[str, float] = {}
+        """Seconds per part of the step under way."""
         self.skipped: list[BadRow] = []
+        """Rows that `load_inputs` left out."""
         self.worker_classes: dict[str, Any] = {}
+        """Role -> another class to run in its processes (tests inject faults so)."""
+        self._synced = False
+        self._saved, self._saved_at = 0, 0.0
+        self._commit_seconds = 0.0
+        self._logged: tuple[int, Mapping[str, float]] = 0, {}
 
     @abstractmethod
     def load_inputs(self) -> None:
-        """Read data, tokenizer and configs; set `self.tokenizer`. Bad input ends here, before a process is started."""
+        """Read data, tokenizer and configs, before a process is started. Raise UserError for bad input."""
 
     @abstractmethod
     def models(self) -> list[ModelUse]:
-        """The models to host."""
+        """Return the models that run in processes of their own."""
 
     def engine(self) -> RolloutPlan | None:
-        """The rollout engines to start."""
+        """Return what the rollout workers start with; None starts none."""
         return None
 
     def setup_workers(self) -> None:
-        """Once processes run, before the first step: what lives as long as they do."""
+        """Create what lives as long as the processes do. `teardown` releases it."""
         return None
 
     def sync_after_restore(self) -> None:
-        """Before the first step, and again after a loss: bring what is outside of checkpoints to `state.step`."""
+        """Bring what checkpoints do not hold to `state.step`: before the first step, and again after a loss."""
         return None
 
     def abort_step(self) -> None:
-        """A step was given up: stop what still works for it."""
+        """Stop whatever still works for a step that is given up."""
         return None
 
     @abstractmethod
     def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """One step: metrics and samples to log. Must not change `state.step`."""
+        """Run one step and return its metrics and the samples to log. Must not change `state.step`."""
 
     @abstractmethod
     def exports(self) -> dict[str, Export]:
-        """What a checkpoint exports: folder name -> model."""
+        """Return what a checkpoint exports: folder name -> model."""
 
     def is_finished(self) -> bool:
-        """Whether there is no step left."""
+        """Return whether there is no step left."""
         return self.state.step >= self.settings.total_steps
 
     def teardown(self) -> None:
-        """Release what `begin` opened."""
+        """Release what `setup_workers` created."""
         return None
 
     def execute(self, progress: StageProgress, replay: Replay = "exact") -> bool:
-        """Run to the end, or to a clean stop. Returns True when the stage is finished, False when it was stopped.
+        """Run to the end, or to a clean stop. Return True when the stage is finished, False when it was stopped.
 
         replay: what to do about logged steps that are run again (see `Tracker`).
         """
@@ -102,28 +128,14 @@ class TrainingStage(ABC):
                 self.worker_classes,
                 self.recovery.note,
                 self.run.note,
-            ) as running,
+            ) as self.running,
             Watchdog(cluster.deadlines.progress, self._dump_stacks, self._give_up).watching() as self.watchdog,
         ):
-            self.running = running
-            self.injector = FaultInjector(settings.faults, self.run, running)
+            self.injector = FaultInjector(settings.faults, self.run, self.running)
             self._restore(checkpoint.latest_valid(self.run, self._note_damage))
-            known = self.state.tracker_id or self.run.read_run().get("tracker_id")
-            tracker = Tracker(
-                self.run,
-                settings.tracking,
-                self.stage,
-                settings.name,
-                settings.model_dump(mode="json"),
-                run_id=known,
-                resume_step=self.state.step,
-                replay="note" if replay == "exact" and running.device != "cpu" else replay,
-            )
-            self.state.tracker_id = tracker.run_id
-            self.run.update_run(tracker_id=tracker.run_id)
-            running.record_locations(self.run)
-            with tracker:
-                progress.started(self.state.step, settings.total_steps, dashboard, tracker.address, running.logs)
+            with self._tracker(replay) as tracker:
+                address, logs = tracker.address, self.running.logs
+                progress.started(self.state.step, settings.total_steps, dashboard, address, logs)
                 note_skipped(self.skipped, self.run, progress)
                 self.setup_workers()
                 try:
@@ -135,59 +147,82 @@ class TrainingStage(ABC):
             return self.is_finished()
 
     def group(self, role: str) -> ActorGroup:
-        """The ranks of a role."""
+        """Return the ranks of a role."""
         return self.running.groups[role]
 
     def trained_groups(self) -> dict[str, ActorGroup]:
-        """The groups that a checkpoint holds."""
+        """Return the groups that a checkpoint holds."""
         return {role: group for role, group in self.running.groups.items() if role in self.trained}
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Wall-clock seconds of a part of the step, logged as timing_s/<name>."""
+        """Time a part of the step; its wall-clock seconds are logged as timing_s/<name>."""
         self.injector.enter(self.state.step + 1, name)
         self.watchdog.moved(name)
         began = time.monotonic()
         yield
         self.timings[name] = self.timings.get(name, 0.0) + time.monotonic() - began
 
+    def _tracker(self, replay: Replay) -> Tracker:
+        """Open the run's log at `state.step`, under the id that it has had from its first attempt on."""
+        settings, running = self.settings, self.running
+        tracker = Tracker(
+            self.run,
+            settings.tracking,
+            self.stage,
+            settings.name,
+            settings.model_dump(mode="json"),
+            run_id=self.state.tracker_id or self.run.read_run().get("tracker_id"),
+            resume_step=self.state.step,
+            replay="note" if replay == "exact" and running.device != "cpu" else replay,
+        )
+        self.state.tracker_id = tracker.run_id
+        self.run.update_run(tracker_id=tracker.run_id)
+        running.record_locations(self.run)
+        return tracker
+
     def _loop(self, tracker: Tracker, stop: Stop) -> None:
-        settled, self._saved, self._saved_at = False, self.state.step, time.monotonic()
-        self._logged: tuple[int, Mapping[str, float]] = self.state.step, {}
-        commit = 0.0  # of the step before: a row is written before its own commit ends
+        """Step until the stage is finished or a stop is requested, and the last step is saved."""
+        self._synced, self._saved, self._saved_at = False, self.state.step, time.monotonic()
+        self._logged = self.state.step, {}
         while not (self.is_finished() or stop.requested) or self._saved != self.state.step:
             before = copy.deepcopy(self.state)
             self.recovery.step = before.step + 1
             try:
-                if not settled:
+                if not self._synced:
                     self.sync_after_restore()
-                    settled = True
+                    self._synced = True
                 if self.is_finished() or stop.requested:
                     self._save(tracker)
-                    continue
-                self._scale()
-                began, self.timings = time.monotonic(), {}
-                self.injector.enter(self.state.step + 1, None)
-                metrics, samples = self.step()
-                self.state.step += 1
-                seconds = time.monotonic() - began
-                self.state.seconds += seconds
-                metrics |= {f"timing_s/{name}": value for name, value in self.timings.items()}
-                metrics |= {"timing_s/commit": commit, "timing_s/step": seconds, "perf/total_tokens": self.state.tokens}
-                metrics |= self._memory()
-                began = time.monotonic()
-                tracker.log(self.state.step, metrics, samples)
-                self.progress.step(self.state.step, metrics)
-                self._logged = self.state.step, metrics
-                if self._save_is_due():
-                    self._save(tracker)
-                commit = time.monotonic() - began
+                else:
+                    self._run_one_step(tracker)
             except Lost as lost:
                 self._recover(lost, before)
-                settled = False
+                self._synced = False
+
+    def _run_one_step(self, tracker: Tracker) -> None:
+        """Scale if asked, step, log, and save when a checkpoint is due."""
+        self._scale()
+        began, self.timings = time.monotonic(), {}
+        self.injector.enter(self.state.step + 1, None)
+        metrics, samples = self.step()
+        self.state.step += 1
+        seconds = time.monotonic() - began
+        self.state.seconds += seconds
+        metrics |= {f"timing_s/{name}": value for name, value in self.timings.items()}
+        # A row is written before its own commit ends, so it has the seconds of the commit before it.
+        metrics |= {"timing_s/commit": self._commit_seconds, "timing_s/step": seconds}
+        metrics |= {"perf/total_tokens": self.state.tokens} | self._memory()
+        began = time.monotonic()
+        tracker.log(self.state.step, metrics, samples)
+        self.progress.step(self.state.step, metrics)
+        self._logged = self.state.step, metrics
+        if self._save_is_due():
+            self._save(tracker)
+        self._commit_seconds = time.monotonic() - began
 
     def _scale(self) -> None:
-        """Have as many rollout workers as `quadriga scale` asked for; also when the run goes on another time."""
+        """Have as many rollout workers as `quadriga scale` asked for, in this attempt or an earlier one."""
         wanted, fleet = self.run.requested("rollout"), self.running.fleet
         if wanted is None or not fleet.workers or wanted == fleet.count:
             return
@@ -198,8 +233,8 @@ class TrainingStage(ABC):
     def _recover(self, lost: Lost, before: RunState) -> None:
         """Replace what was lost and go back to where its state is known.
 
-        A frozen model (or a judge) has no state: the step is done again. A trained one goes back to the newest
-        checkpoint, and all other trained ones with it, or to the start where there is none.
+        A frozen model (or a reward function) has no state: the step is done again. A trained one goes back to the
+        newest checkpoint, and all other trained ones with it, or to the start where there is none.
         Raises Fault when more was lost than `cluster.recovery` allows.
         """
         began = time.monotonic()
@@ -231,11 +266,11 @@ class TrainingStage(ABC):
         self.run.note("recovered", rebuilt=sorted(roles), step=self.state.step, seconds=seconds)
 
     def is_model_worker(self, lost: Lost) -> bool:
-        """Whether what was lost is a model host; rollout workers are the pool's to replace."""
+        """Return whether a model's process was lost; rollout workers are replaced by their pool."""
         return lost.process.split(" ")[0] in self.running.groups
 
     def _restore(self, found: Path | None) -> None:
-        """Load a checkpoint, or begin at the start where there is none."""
+        """Load a checkpoint; without one, begin at the start."""
         known = self.state.tracker_id
         self.state = checkpoint.restore(found, self.trained_groups()) if found else RunState(tracker_id=known)
 
@@ -259,7 +294,7 @@ class TrainingStage(ABC):
         self._saved, self._saved_at = self.state.step, time.monotonic()
 
     def _note_best(self) -> None:
-        """Remember the step if it is the best of those that were saved."""
+        """Remember the step if it is the best of those that are saved."""
         best, (step, metrics) = self.settings.checkpoint.keep_best, self._logged
         if best is None or step != self.state.step:
             return
@@ -272,7 +307,7 @@ class TrainingStage(ABC):
             self.state.best = (step, value)
 
     def _memory(self) -> dict[str, float]:
-        """Largest peak memory of a process of each role."""
+        """Return the largest peak memory of a process per role, in GiB."""
         memory = {role: group.memory for role, group in self.running.groups.items()}
         if self.running.fleet.workers:
             memory["rollout"] = self.running.fleet.peak_memory()
@@ -282,19 +317,13 @@ class TrainingStage(ABC):
         dump_stacks(self.run.logs_dir / "driver-stacks.txt", self.running.process_locations().values())
 
     def _give_up(self, reason: str) -> None:
-        """The main thread takes no signal: write down why, and leave."""
+        """Write down why and leave: the main thread takes no signal."""
         self.run.end_attempt("failed", reason)
         os._exit(1)
 
-    tokenizer: Any
-    running: Processes
-    progress: StageProgress
-    watchdog: Watchdog
-    injector: FaultInjector
-
 
 def note_skipped(rows: Sequence[BadRow], run: RunDir, progress: StageProgress) -> None:
-    """Say how many rows were left out and list them in logs/skipped-rows.txt, with file, line and reason."""
+    """Say how many rows were left out; list them in logs/skipped-rows.txt with file, line and reason."""
     if rows:
         file = run.logs_dir / "skipped-rows.txt"
         file.write_text("".join(f"{row}\n" for row in rows))
