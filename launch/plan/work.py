@@ -10,7 +10,7 @@ from quadriga.data.tokens.packing import plan
 from quadriga.launch.checks import model as model_checks
 from quadriga.launch.plan.stages import PlannedStage
 from quadriga.orchestrator.settings import GeneratingStage, PretrainStage, RankStage, RewardStage, TrainStage
-from quadriga.orchestrator.stages.rank.trainer import CHUNK
+from quadriga.orchestrator.stages.rank.trainer import CHUNK_PROMPTS
 
 Elements = list[list[int]]
 """The lengths of the sequences that stay together in a micro-batch, element by element."""
@@ -41,7 +41,7 @@ def work_of(stage: PlannedStage) -> Work:
     lengths = _elements(settings, stage, assumed)
     if isinstance(settings, RankStage):
         each = sum(settings.answers_per_prompt) / 2
-        prompts = [length for (length,) in evenly(lengths, round(CHUNK * each))]
+        prompts = [length for (length,) in evenly(lengths, round(CHUNK_PROMPTS * each))]
         return Work([], [], prompts, settings.sampling.max_tokens, assumed)
     prompts = [
         length for (length,) in evenly(lengths, settings.prompts_per_step) for _ in range(settings.samples_per_prompt)

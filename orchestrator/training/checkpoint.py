@@ -1,4 +1,4 @@
-"""Checkpoints: hosts, run state and exports in one folder, complete or absent, with a manifest of sizes and hashes."""
+"""Checkpoints: model shards, run state and exports in one folder, complete or absent, with a manifest of hashes."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Export:
-    """One model to write in Hugging Face layout: under which name, as which kind, with which extra config fields."""
+    """A model to write in Hugging Face layout: its kind, and extra fields of its config."""
 
     group: ActorGroup
     kind: str
@@ -40,7 +40,7 @@ def save(
     Raises Fault when it cannot be written; what was there before is untouched. `prune` removes older ones.
     """
     final = run.checkpoint_dir(state.step)
-    # Hosts of a driver that was killed may still write for a moment: never into the folder of the next attempt.
+    # Workers of a driver that was killed may still write for a moment: never into the folder of the next attempt.
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -62,7 +62,7 @@ def save(
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         newest = latest_valid(run)
-        kept = f"The newest whole one is {newest.name}" if newest else "There is none before it"
+        kept = f"The newest valid one is {newest.name}" if newest else "There is none before it"
         raise Fault(f"The checkpoint {final} could not be written: {error}. {kept}.", phase="checkpoint") from error
     return final
 
@@ -75,9 +75,9 @@ def prune(run: RunDir, keep: int, best: int | None) -> None:
 
 
 def latest_valid(run: RunDir, damaged: Callable[[Path, str], None] = lambda folder, reason: None) -> Path | None:
-    """The newest checkpoint that is what its manifest says; None where there is none.
+    """Return the newest checkpoint that matches its manifest; None without one.
 
-    damaged: told of each newer one that is not, and why. It is set aside as `step-N.damaged` and counts no more.
+    damaged: called with each newer one that does not, and why. It is set aside as `step-N.damaged`.
     """
     for step in reversed(run.checkpoint_steps()):
         folder = run.checkpoint_dir(step)
@@ -94,9 +94,9 @@ def latest_valid(run: RunDir, damaged: Callable[[Path, str], None] = lambda fold
 
 
 def restore(folder: Path, groups: Mapping[str, ActorGroup]) -> RunState:
-    """Load every group from a verified checkpoint; returns its state.
+    """Load every group from a verified checkpoint; return its run state.
 
-    A group that has another number of ranks than it had is loaded through DeepSpeed's universal format.
+    A group whose number of ranks has changed is loaded through DeepSpeed's universal format.
     """
     state = RunState.read(folder / "state.json")
     ranks = json.loads((folder / MANIFEST).read_text())["ranks"]
@@ -110,9 +110,9 @@ def restore(folder: Path, groups: Mapping[str, ActorGroup]) -> RunState:
 
 
 def _universal(folder: Path, role: str, scratch: Path) -> str:
-    """Convert a role's shards to the format that any number of ranks can load; returns its folder.
+    """Convert a role's shards to the format that any number of ranks can load; return its folder.
 
-    In a process of its own, as it imports DeepSpeed. It loads pickles, of a checkpoint just verified.
+    It runs in a process of its own, because it imports DeepSpeed, and loads pickles, of a checkpoint just verified.
     """
     target = scratch / role / "state"
     source = folder / role / "state"
@@ -129,7 +129,7 @@ def _universal(folder: Path, role: str, scratch: Path) -> str:
 
 
 def publish_exports(run: RunDir, checkpoint: Path) -> None:
-    """Make a checkpoint's models those of the run: export/<name>."""
+    """Copy a checkpoint's models to the run's own export/<name>."""
     for source in sorted((checkpoint / "export").iterdir()):
         temporary = run.export_dir / f".{source.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
@@ -154,7 +154,7 @@ def verify(folder: Path) -> None:
 
 
 def _digests(folder: Path) -> dict[str, list[Any]]:
-    """Relative path -> [size, SHA-256] of every file but the manifest. Hashing lets other threads run."""
+    """Return relative path -> [size, SHA-256] of every file but the manifest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     with ThreadPoolExecutor(max_workers=8) as threads:
         digests = list(threads.map(_sha256, files))

@@ -6,7 +6,7 @@ from quadriga.actors.settings import OptimizerSettings
 
 
 def lr(step: int, total_steps: int, settings: OptimizerSettings) -> float:
-    """Learning rate of one optimizer step.
+    """Return the learning rate of one optimizer step.
 
     step: from 0; total_steps: optimizer steps of the whole run. With w warm-up steps, step s < w takes
     lr (s + 1) / (w + 1): the first step moves already, and step w is the first at the full rate. From there to the last

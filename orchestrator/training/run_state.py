@@ -1,4 +1,4 @@
-"""Everything a resume needs that is not a model: one object, one file."""
+"""RunState: everything a resume needs besides the models, in one file."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields

@@ -1,4 +1,4 @@
-"""Ending a stage cleanly when somebody asks for it."""
+"""Stop: a clean end of a stage when somebody asks for one."""
 
 import signal
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from quadriga.data.rundir import RunDir
 class Stop:
     """Ctrl-C, SIGTERM and `quadriga stop` ask for a clean stop: the step under way is finished and saved.
 
-    A second Ctrl-C won't wait.
+    A second Ctrl-C does not wait.
     """
 
     def __init__(self, run: RunDir):
@@ -19,7 +19,7 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether to stop."""
+        """Return whether a stop was requested."""
         return self._signalled or self._run.requested("stop") is not None
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Pre-training, fine-tuning and reward modelling: one loop over batches of elements, one loss each."""
+"""SupervisedStage: what pre-training, fine-tuning and reward modelling share: batches of elements, one loss."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,33 +6,48 @@ from typing import Any
 import numpy as np
 
 from quadriga.actors.model.group import ActorGroup, Element
+from quadriga.actors.model.heads import ModelSpec
 from quadriga.data.loading.batch_order import batch_indices
 from quadriga.data.records import Tokens
 from quadriga.kernels.losses import LOSSES
+from quadriga.orchestrator.cluster.processes import ModelUse
 from quadriga.orchestrator.settings import TrainStage
 from quadriga.orchestrator.training import lr_schedule as schedule
+from quadriga.orchestrator.training.checkpoint import Export
 from quadriga.orchestrator.training.trainer import TrainingStage
 
 
 class SupervisedStage(TrainingStage):
-    """Steps over `self.elements`; measures `self.heldout`. Subclasses load the data and read the measurement."""
+    """A stage that steps over `self.elements` and measures `self.heldout`; by default it trains a causal LM.
+
+    Subclasses load the data, which sets both, and `self.path`, the folder that the model starts from.
+    """
 
     trained = ("actor",)
     loss_name = "nll"
     settings: TrainStage
+    path: str
     elements: list[Element]
     heldout: list[Element]
 
+    def models(self) -> list[ModelUse]:
+        """Return the model that is trained."""
+        return [ModelUse("actor", ModelSpec(self.path, "logprobs"), self.settings.optimizer)]
+
+    def exports(self) -> dict[str, Export]:
+        """Return the policy."""
+        return {"policy": Export(self.group("actor"), "policy", {})}
+
     def setup_workers(self) -> None:
-        """Choose the loss."""
+        """Create the loss."""
         self.loss = LOSSES[self.loss_name]()
 
     def units(self, elements: Sequence[Element]) -> float:
-        """What a loss sum over these elements is divided by: tokens in the loss mask."""
+        """Return the divisor of a loss sum over these elements: the number of tokens in the loss mask."""
         return float(sum(np.sum(mask) for element in elements for mask in element.tokens["mask"]))
 
     def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """One optimizer step, and a measurement when due."""
+        """Run one optimizer step, and measure when due."""
         settings, number = self.settings, self.state.step
         batch = [
             self.elements[i] for i in batch_indices(number, settings.batch_size, len(self.elements), settings.seed)
@@ -56,7 +71,7 @@ class SupervisedStage(TrainingStage):
         return metrics, []
 
     def measure(self) -> dict[str, float]:
-        """Held-out loss in nats a token."""
+        """Return the held-out loss, in nats per token."""
         total, count = _token_losses(self.group("actor"), self.heldout)
         return {"eval/loss": total / count}
 
@@ -66,7 +81,7 @@ def _mean(key: str, value: float, units: float) -> float:
 
 
 def _token_losses(group: ActorGroup, elements: list[Element]) -> tuple[float, float]:
-    """(sum of -log p, tokens) over the masks of elements."""
+    """Return (sum of -log p, number of tokens) over the masks of elements."""
     sequences = [sequence for element in elements for sequence in element.sequences]
     masks = [mask for element in elements for mask in element.tokens["mask"]]
     results = group.forward_logprobs(sequences, 1.0, "heldout").result()

@@ -67,7 +67,7 @@ def judges() -> Iterator[None]:
 def small_chunks() -> Iterator[None]:
     """Ranks five prompts at a time, so that a few are enough to be stopped between."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rank, "CHUNK", 5)
+        patch.setattr(rank, "CHUNK_PROMPTS", 5)
         yield
 
 

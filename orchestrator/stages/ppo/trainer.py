@@ -20,7 +20,7 @@ from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import Lost, UserError
 from quadriga.data.loading.batch_order import batch_indices, hash_seed
 from quadriga.data.records import Prompt, Sample
-from quadriga.kernels.losses import LOSSES
+from quadriga.kernels.losses import LOSSES, Loss
 from quadriga.orchestrator.algorithms import advantages
 from quadriga.orchestrator.algorithms.advantages import ESTIMATORS, Advantages, Experience
 from quadriga.orchestrator.algorithms.kl import KLController
@@ -39,17 +39,113 @@ from quadriga.orchestrator.training.trainer import TrainingStage
 
 
 class Ppo(TrainingStage):
-    """Actor, critic, reference and reward model as hosts, vLLM workers for answers, this object as the one driver."""
+    """PPO: drives actor, critic, reference, reward model and the vLLM workers that answer."""
 
     stage = "ppo"
     trained = ("actor", "critic")
     settings: PpoStage
 
+    # Set by `load_inputs`.
+    prompts: list[Prompt]
+    has_critic: bool
+    policy_path: str
+    reference_path: str
+    reward_path: str | None
+    """Folder of the reward model; None when the reward is a function."""
+    starts_as_reference: bool
+    """Whether policy and reference are the same weights before the first step."""
+    max_tokens: int
+    """Longest sequence: prompt and answer."""
+
+    # Set by `setup_workers`.
+    dtype: str
+    policy_loss: Loss
+    value_loss: Loss
+    gold: RewardFunctionPool | None
+    reward_functions: RewardFunctionPool | None
+    pool: RolloutPool
+
+    # Set by `sync_after_restore`.
+    kl: KLController
+    reward: Reward
+    sync_bytes: int
+    """Bytes that the last sync sent to each rollout worker."""
+
+    def load_inputs(self) -> None:
+        """Load tokenizer and prompts, and resolve what each role starts from."""
+        from quadriga.data.loading.datasets import load_prompts
+        from quadriga.data.tokens.tokenizer import load_tokenizer
+
+        settings = self.settings
+        self.has_critic = ESTIMATORS[settings.algorithm.estimator].needs_critic  # type: ignore[attr-defined]
+        self.policy_path = model_path(settings.policy, "policy")
+        self.tokenizer = load_tokenizer(self.policy_path)
+        self.max_tokens = settings.prompts.max_tokens + settings.sampling.max_tokens
+        check_context(self.policy_path, self.max_tokens, "prompts.max_tokens + sampling.max_tokens")
+        split = load_prompts(settings.prompts, self.tokenizer, settings.seed)
+        self.prompts = split.train
+        self.skipped = split.skipped
+        invariants.one_bos([prompt.token_ids for prompt in self.prompts], self.tokenizer.bos_token_id)
+        self.reference_path = model_path(settings.reference, "reference") if settings.reference else self.policy_path
+        self.starts_as_reference = Path(self.reference_path).resolve() == Path(self.policy_path).resolve()
+        self.reward_path = None
+        if settings.reward_path is not None:
+            self.reward_path = model_path(ModelSettings(path=settings.reward_path), "reward")
+            check_reward_head(self.reward_path)
+            check_same_tokenizer(self.policy_path, self.reward_path)
+        if self.has_critic and settings.critic is None and settings.reward_path is None:
+            raise UserError(
+                "The critic has nothing to start from: a reward function has no weights. Give `critic.path` (the "
+                "policy's folder will do: its trunk is used and the value head starts fresh)."
+            )
+
+    def models(self) -> list[ModelUse]:
+        """Return actor, critic, reference, and the reward model if there is one."""
+        settings = self.settings
+        uses = [
+            ModelUse("actor", ModelSpec(self.policy_path, "logprobs"), settings.optimizer),
+            ModelUse("reference", ModelSpec(self.reference_path, "logprobs")),
+        ]
+        if self.reward_path is not None:
+            uses.append(ModelUse("reward", scalar_spec(self.reward_path, settings.seed, None)))
+        if self.has_critic:
+            start = model_path(settings.critic, "critic") if settings.critic else self.reward_path
+            assert start is not None
+            critic = scalar_spec(start, settings.seed, -reward_shift(start))
+            uses.append(ModelUse("critic", critic, settings.critic_optimizer))
+        return uses
+
+    def engine(self) -> RolloutPlan:
+        """Return engines that wait for their first sync."""
+        return RolloutPlan(self.policy_path, self.max_tokens, load=False)
+
+    def setup_workers(self) -> None:
+        """Create the losses, the processes of reward functions, and the rollout pool."""
+        settings = self.settings
+        self.dtype = settings.cluster.dtype
+        self.policy_loss = LOSSES["policy_clip"](settings.algorithm.clip)
+        self.value_loss = LOSSES["value_clip"](settings.algorithm.value_clip)
+        logs = self.run.logs_dir
+        self.gold = RewardFunctionPool(settings.gold_reward, logs / "gold.log") if settings.gold_reward else None
+        function = settings.reward_function
+        self.reward_functions = RewardFunctionPool(function, logs / "reward.log") if function else None
+        stops = end_tokens(self.policy_path, self.tokenizer)
+        decode = lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
+        self.pool = RolloutPool(self.running.fleet, stops, decode)
+
+    def sync_after_restore(self) -> None:
+        """Initialise KL controller and reward, and push the current weights to the engines, which start without any."""
+        self.kl = KLController(self.settings.algorithm.kl)
+        if self.state.kl:
+            self.kl.load_state_dict(self.state.kl)
+        self.reward = self._reward()
+        self.sync(self.state.step)
+
     def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """The stages of one step, in order; `commit` is the caller's."""
+        """Run the parts of one step in order; the caller commits it."""
         with self.timed("generate"):
             samples = self.generate()
-        # The four forward passes depend on the answers only, so they run side by side and are collected in order.
+        # These passes, and a reward model's, depend on the answers only: they run side by side, collected in order.
         sequences, temperature = [s.token_ids for s in samples], self.settings.sampling.temperature
         reference_pass = self.group("reference").forward_logprobs(sequences, temperature, "reference")
         actor_pass = self.group("actor").forward_logprobs(sequences, temperature, "old_logprobs")
@@ -80,14 +176,34 @@ class Ppo(TrainingStage):
         with self.timed("sync"):
             self.sync(self.state.step + 1)
         entropy = _masked_mean(samples, [_response(s, e) for s, (_, e) in zip(samples, passes, strict=True)])
-        metrics = agreement | trained | {"actor/entropy": entropy} | self.metrics(samples, scores, result)
-        rows = self.sample_rows(kept, experience, scores, keep)
+        metrics = agreement | trained | {"actor/entropy": entropy}
+        metrics |= self.metrics(samples, scores, result)
+        gold = self.score_by_gold(samples)
+        metrics |= gold_metrics(gold)
+        rows = self.sample_rows(kept, experience, scores, gold, keep)
         self.kl.update(result.stats["kl_per_sample"], len(kept))
         self.state.kl = self.kl.state_dict()
         return metrics, rows
 
+    def abort_step(self) -> None:
+        """Discard the answers in flight."""
+        self.pool.abort()
+
+    def teardown(self) -> None:
+        """End the processes of reward functions."""
+        for functions in (self.gold, self.reward_functions):
+            if functions is not None:
+                functions.close()
+
+    def exports(self) -> dict[str, Export]:
+        """Return policy and critic."""
+        exports = {"policy": Export(self.group("actor"), "policy", {})}
+        if self.has_critic:
+            exports["critic"] = Export(self.group("critic"), "critic", {"classifier_dropout": 0.0})
+        return exports
+
     def generate(self) -> list[Sample]:
-        """Draw this step's answers with the current weights."""
+        """Sample this step's answers with the current weights."""
         settings, step = self.settings, self.state.step
         indices = batch_indices(step, settings.prompts_per_step, len(self.prompts), settings.seed)
         prompts = _distinct([self.prompts[i] for i in indices])
@@ -105,7 +221,7 @@ class Ppo(TrainingStage):
         return samples
 
     def update(self, samples: list[Sample], experience: Experience, result: Advantages) -> dict[str, float]:
-        """Epochs of minibatches over actor and critic, which train at the same time."""
+        """Run the epochs of minibatches; actor and critic train at the same time."""
         settings, algorithm, step = self.settings, self.settings.algorithm, self.state.step
         rates = {
             "actor": schedule.lr(step, settings.total_steps, settings.optimizer),
@@ -134,7 +250,7 @@ class Ppo(TrainingStage):
         return metrics
 
     def sync(self, version: int) -> None:
-        """Stream the actor's weights into every rollout worker, and later into those that take a lost one's place."""
+        """Send the actor's weights to every rollout worker, and later to replacements of lost ones."""
 
         def send(workers: dict[str, Any]) -> dict[str, Lost]:
             self.sync_bytes, lost = self.group("actor").send_weights(version, workers).result()
@@ -142,116 +258,36 @@ class Ppo(TrainingStage):
 
         self.pool.sync(version, send)
 
-    def sync_after_restore(self) -> None:
-        """The KL controller, the reward's processes, and the weights that the engines hold: they start without any."""
-        self.kl = KLController(self.settings.algorithm.kl)
-        if self.state.kl:
-            self.kl.load_state_dict(self.state.kl)
-        self.reward = self._reward()
-        self.sync(self.state.step)
-
-    def abort_step(self) -> None:
-        """Answers of a step that is done again."""
-        self.pool.abort()
-
-    def setup_workers(self) -> None:
-        """Losses, reward functions, the pool."""
-        settings = self.settings
-        self.dtype = settings.cluster.dtype
-        self.policy_loss = LOSSES["policy_clip"](settings.algorithm.clip)
-        self.value_loss = LOSSES["value_clip"](settings.algorithm.value_clip)
-        logs = self.run.logs_dir
-        self.gold = RewardFunctionPool(settings.gold_reward, logs / "gold.log") if settings.gold_reward else None
-        function = settings.reward_function
-        self.reward_functions = RewardFunctionPool(function, logs / "reward.log") if function else None
-        stops = end_tokens(self.policy_path, self.tokenizer)
-        decode = lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
-        self.pool = RolloutPool(self.running.fleet, stops, decode)
-
     def _reward(self) -> Reward:
         if self.reward_functions is not None:
             return FunctionReward(self.reward_functions)
         assert self.reward_path is not None
         return ModelReward(self.group("reward"), reward_shift(self.reward_path), self.reward_path)
 
-    def teardown(self) -> None:
-        """End the processes of reward functions."""
-        for functions in (self.gold, self.reward_functions):
-            if functions is not None:
-                functions.close()
-
-    def load_inputs(self) -> None:
-        """Tokenizer, prompts, and what each role starts from."""
-        from quadriga.data.loading.datasets import load_prompts
-        from quadriga.data.tokens.tokenizer import load_tokenizer
-
-        settings = self.settings
-        self.has_critic = ESTIMATORS[settings.algorithm.estimator].needs_critic  # type: ignore[attr-defined]
-        self.policy_path = model_path(settings.policy, "policy")
-        self.tokenizer = load_tokenizer(self.policy_path)
-        self.max_tokens = settings.prompts.max_tokens + settings.sampling.max_tokens
-        check_context(self.policy_path, self.max_tokens, "prompts.max_tokens + sampling.max_tokens")
-        split = load_prompts(settings.prompts, self.tokenizer, settings.seed)
-        self.prompts: list[Prompt] = split.train
-        self.skipped = split.skipped
-        invariants.one_bos([prompt.token_ids for prompt in self.prompts], self.tokenizer.bos_token_id)
-        self.reference_path = model_path(settings.reference, "reference") if settings.reference else self.policy_path
-        self.starts_as_reference = Path(self.reference_path).resolve() == Path(self.policy_path).resolve()
-        self.reward_path: str | None = None
-        if settings.reward_path is not None:
-            self.reward_path = model_path(ModelSettings(path=settings.reward_path), "reward")
-            check_reward_head(self.reward_path)
-            check_same_tokenizer(self.policy_path, self.reward_path)
-        if self.has_critic and settings.critic is None and settings.reward_path is None:
-            raise UserError(
-                "The critic has nothing to start from: a reward function has no weights. Give `critic.path` (the "
-                "policy's folder will do: its trunk is used and the value head starts fresh)."
-            )
-
-    def models(self) -> list[ModelUse]:
-        """Actor, critic, reference, and the reward model if there is one."""
-        settings = self.settings
-        uses = [
-            ModelUse("actor", ModelSpec(self.policy_path, "logprobs"), settings.optimizer),
-            ModelUse("reference", ModelSpec(self.reference_path, "logprobs")),
-        ]
-        if self.reward_path is not None:
-            uses.append(ModelUse("reward", scalar_spec(self.reward_path, settings.seed, None)))
-        if self.has_critic:
-            start = model_path(settings.critic, "critic") if settings.critic else self.reward_path
-            assert start is not None
-            critic = scalar_spec(start, settings.seed, -reward_shift(start))
-            uses.append(ModelUse("critic", critic, settings.critic_optimizer))
-        return uses
-
-    def engine(self) -> RolloutPlan:
-        """Engines that wait for their first sync."""
-        return RolloutPlan(self.policy_path, self.max_tokens, load=False)
-
-    def exports(self) -> dict[str, Export]:
-        """Policy and critic."""
-        exports = {"policy": Export(self.group("actor"), "policy", {})}
-        if self.has_critic:
-            exports["critic"] = Export(self.group("critic"), "critic", {"classifier_dropout": 0.0})
-        return exports
-
     def actor_elements(
         self, samples: list[Sample], experience: Experience, result: Advantages, indices: list[int]
     ) -> list[Element]:
-        """Sequences with what the policy loss reads, aligned with their tokens."""
+        """Return sequences with the columns of the policy loss, aligned with their tokens."""
         columns = {"old_logprobs": experience.logprobs, "advantages": result.advantages}
         return [_element(samples[i], {name: column[i] for name, column in columns.items()}) for i in indices]
 
     def critic_elements(
         self, samples: list[Sample], experience: Experience, result: Advantages, indices: list[int]
     ) -> list[Element]:
-        """Sequences with what the value loss reads, aligned with their tokens."""
+        """Return sequences with the columns of the value loss, aligned with their tokens."""
         assert experience.values is not None and result.returns is not None
         columns = {"old_values": experience.values, "returns": result.returns}
         return [_element(samples[i], {name: column[i] for name, column in columns.items()}) for i in indices]
 
+    def score_by_gold(self, samples: list[Sample]) -> Scores | None:
+        """Score the answers by the gold reward, which training never sees; None without one."""
+        if self.gold is None:
+            return None
+        with self.timed("gold"):
+            return score_samples(self.gold, samples, "gold")
+
     def metrics(self, samples: list[Sample], scores: Scores, result: Advantages) -> dict[str, float]:
-        """What a step tells beside its losses: reward, KL, lengths, gold, speed."""
+        """Return the metrics of a step besides its losses: reward, KL, lengths, speed."""
         stats = result.stats
         lengths = [len(s.response_ids) for s in samples]
         metrics = {f"reward/{key}": stats[key] for key in ("score", "score_std", "score_min", "score_max")}
@@ -277,17 +313,12 @@ class Ppo(TrainingStage):
         if "explained_variance" in stats:
             metrics |= {"critic/explained_variance": stats["explained_variance"]}
             metrics |= {"critic/value_mean": stats["value_mean"], "critic/return_mean": stats["return_mean"]}
-        if self.gold is not None:
-            with self.timed("gold"):
-                self.gold_scores = score_samples(self.gold, samples, "gold")
-            good = [value for value in self.gold_scores.values if value is not None]
-            metrics |= {"reward/gold": float(np.mean(good)) if good else float("nan")}
         return metrics
 
     def sample_rows(
-        self, samples: list[Sample], experience: Experience, scores: Scores, keep: list[int]
+        self, samples: list[Sample], experience: Experience, scores: Scores, gold: Scores | None, keep: list[int]
     ) -> list[dict[str, Any]]:
-        """The answers of a step as rows for people to read."""
+        """Return the answers of a step as rows for people to read."""
         rows = []
         for number, (sample, index) in enumerate(zip(samples, keep, strict=True)):
             kl = float(np.sum(np.asarray(experience.logprobs[number]) - np.asarray(experience.ref_logprobs[number])))
@@ -302,10 +333,18 @@ class Ppo(TrainingStage):
                 "policy_version": sample.versions[0],
                 "reward_version": self.reward.version,
             }
-            if self.gold is not None:
-                row["gold"] = self.gold_scores.values[index]
+            if gold is not None:
+                row["gold"] = gold.values[index]
             rows.append(row)
         return rows
+
+
+def gold_metrics(gold: Scores | None) -> dict[str, float]:
+    """Return the mean gold score of the answers that have one."""
+    if gold is None:
+        return {}
+    good = [value for value in gold.values if value is not None]
+    return {"reward/gold": float(np.mean(good)) if good else float("nan")}
 
 
 def _distinct(prompts: list[Prompt]) -> list[Prompt]:
@@ -319,12 +358,12 @@ def _distinct(prompts: list[Prompt]) -> list[Prompt]:
 
 
 def _response(sample: Sample, aligned: Any) -> Any:
-    """The response's part of an array aligned with the whole sequence."""
+    """Return the response's part of an array that is aligned with the whole sequence."""
     return aligned[len(sample.prompt.token_ids) :]
 
 
 def _element(sample: Sample, columns: dict[str, Any]) -> Element:
-    """One sequence; response columns are preceded by zeros for the prompt."""
+    """Return one sequence as an element; response columns are preceded by zeros for the prompt."""
     before = np.zeros(len(sample.prompt.token_ids), np.float32)
     columns = columns | {"mask": np.asarray(sample.action_mask, np.float32)}
     tokens = {name: [np.concatenate([before, np.asarray(c, np.float32)])] for name, c in columns.items()}
@@ -339,7 +378,7 @@ def _experience(
     values: list[Any] | None,
     keep: list[int],
 ) -> Experience:
-    """The samples that have a score, as the advantage computation wants them."""
+    """Return the samples that have a score, as the advantage computation takes them."""
     return Experience(
         scores=np.asarray([scores.values[i] for i in keep], np.float64),
         ended=[samples[i].ended for i in keep],
@@ -351,13 +390,13 @@ def _experience(
 
 
 def _masked_mean(samples: list[Sample], columns: list[Any]) -> float:
-    """Mean over action tokens."""
+    """Return the mean over action tokens."""
     mask = np.concatenate([np.asarray(s.action_mask, np.float64) for s in samples])
     return float((np.concatenate(columns).astype(np.float64) * mask).sum() / mask.sum())
 
 
 def _merged(updates: list[tuple[Update, float]]) -> dict[str, float]:
-    """Statistics of a step's updates: token means, extremes, the mean gradient norm."""
+    """Return statistics of a step's updates: token means, extremes, the mean gradient norm."""
     if not updates:
         return {}
     total = sum(tokens for _, tokens in updates)

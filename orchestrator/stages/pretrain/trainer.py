@@ -1,13 +1,10 @@
-"""Pre-training: the next token of packed documents, from fresh weights or a model's."""
+"""Pre-training: next-token prediction on packed documents, from fresh weights or a model's."""
 
 from quadriga.actors.model.folder import check_context, model_path
 from quadriga.actors.model.group import Element
-from quadriga.actors.model.heads import ModelSpec
 from quadriga.data.loading.batch_order import batch_indices
 from quadriga.data.records import Tokens
-from quadriga.orchestrator.cluster.processes import ModelUse
 from quadriga.orchestrator.settings import PretrainStage
-from quadriga.orchestrator.training.checkpoint import Export
 from quadriga.orchestrator.training.supervised import SupervisedStage, masked_element
 
 
@@ -18,7 +15,7 @@ class Pretrain(SupervisedStage):
     settings: PretrainStage
 
     def load_inputs(self) -> None:
-        """Tokenizer (trained on the documents unless given), fresh weights unless given, packed rows."""
+        """Load or train the tokenizer, load or create the weights, pack the documents into rows."""
         from quadriga.actors.model.export import save_fresh_model
         from quadriga.data.loading.datasets import document_texts, load_documents
         from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
@@ -45,17 +42,9 @@ class Pretrain(SupervisedStage):
         self.elements = packed_rows(split.train, settings.data.max_tokens, settings.seed)
         self.heldout = packed_rows(split.heldout, settings.data.max_tokens, settings.seed)
 
-    def models(self) -> list[ModelUse]:
-        """The one model."""
-        return [ModelUse("actor", ModelSpec(self.path, "logprobs"), self.settings.optimizer)]
-
-    def exports(self) -> dict[str, Export]:
-        """The policy."""
-        return {"policy": Export(self.group("actor"), "policy", {})}
-
 
 def packed_rows(rows: list[Tokens], max_tokens: int, seed: int) -> list[Element]:
-    """Documents in a shuffled order, filled into rows of at most `max_tokens` tokens; attention stays inside each."""
+    """Fill shuffled documents into rows of at most `max_tokens` tokens; attention stays inside each document."""
     result: list[list[Tokens]] = []
     room = 0
     for index in batch_indices(0, len(rows), len(rows), seed) if rows else []:

@@ -1,4 +1,4 @@
-"""Sample several answers a prompt from the current policy and rank them: the data of the next reward model."""
+"""Ranking: several answers per prompt from the current policy, ranked: the data of the next reward model."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,8 @@ from quadriga.orchestrator.tracking.tracker import Replay
 from quadriga.orchestrator.training.stop import Stop
 from quadriga.orchestrator.training.trainer import note_skipped
 
-CHUNK = 256
-"""Prompts sampled, scored and written at a time: what an interruption can cost."""
+CHUNK_PROMPTS = 256
+"""Prompts per chunk that is sampled, scored and written: what an interruption can cost."""
 
 
 class Rank:
@@ -34,7 +34,7 @@ class Rank:
         self.settings, self.run = settings, run
 
     def execute(self, progress: StageProgress, replay: Replay = "exact") -> bool:
-        """Sample, judge, rank, write export/rankings.jsonl. True when finished, False when stopped before the end."""
+        """Sample, score, rank and write export/rankings.jsonl. Return False when stopped before the end."""
         from quadriga.data.loading.datasets import load_prompts
         from quadriga.data.tokens.tokenizer import load_tokenizer
 
@@ -45,7 +45,7 @@ class Rank:
         check_context(path, longest, "prompts.max_tokens + sampling.max_tokens")
         split = load_prompts(settings.prompts, tokenizer, settings.seed)
         prompts = split.train
-        chunks = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
+        chunks = [prompts[start : start + CHUNK_PROMPTS] for start in range(0, len(prompts), CHUNK_PROMPTS)]
         due = [number for number in range(len(chunks)) if not self._part(number).is_file()]
         if due:
             losses = Recovery(settings.cluster.recovery, self.run.note).note
@@ -117,7 +117,7 @@ class Rank:
         )
 
     def _merge(self, parts: int) -> None:
-        """Earlier rounds' rankings first, then this round's."""
+        """Write earlier rounds' rankings first, then this round's."""
         files = [Path(path) for path in self.settings.earlier_rankings]
         files += [self._part(number) for number in range(parts)]
         text = "".join(file.read_text(encoding="utf-8") for file in files)
@@ -128,7 +128,7 @@ class Rank:
 
 
 def tied_groups(scores: dict[str, float], margin: float) -> list[list[str]]:
-    """Ids from best to worst; an id within `margin` of the best of the group before it joins that group."""
+    """Return ids from best to worst, in groups: an id within `margin` of a group's best score joins that group."""
     groups: list[list[str]] = []
     best = 0.0
     for id_ in sorted(scores, key=lambda i: (-scores[i], i)):
@@ -141,7 +141,7 @@ def tied_groups(scores: dict[str, float], margin: float) -> list[list[str]]:
 
 
 def _distinct_texts(answers: list[tuple[Sample, float]]) -> list[tuple[Sample, float]]:
-    """One of each answer: a person is not shown the same text twice."""
+    """Keep one of each text: nobody ranks the same answer twice."""
     seen: dict[str, tuple[Sample, float]] = {}
     for sample, score in answers:
         seen.setdefault(sample.text, (sample, score))

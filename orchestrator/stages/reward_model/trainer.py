@@ -1,4 +1,4 @@
-"""The reward model: all answers to a prompt in one element, all pairs of them in the loss."""
+"""Reward model: all answers to a prompt in one element, all pairs of them in the loss."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from quadriga.orchestrator.training.checkpoint import Export
 from quadriga.orchestrator.training.supervised import SupervisedStage
 
 ZERO_ROWS = 1024
-"""Demonstrations (or answers) whose mean score fixes the zero of a reward model."""
+"""Largest number of demonstrations (or answers) whose mean score becomes the zero of the reward model."""
 
 
 class Reward(SupervisedStage):
-    """A reward model from rankings: all answers to a prompt in one element, all pairs in the loss."""
+    """A reward model trained on rankings."""
 
     stage = "reward"
     trained = ("reward",)
@@ -28,7 +28,7 @@ class Reward(SupervisedStage):
     settings: RewardStage
 
     def load_inputs(self) -> None:
-        """Rankings split by prompt, and the demonstrations that shall score 0."""
+        """Load rankings, split by prompt, and the demonstrations whose mean score is calibrated to 0."""
         from quadriga.data.loading.datasets import load_demonstrations, load_rankings
         from quadriga.data.tokens.tokenizer import load_tokenizer
 
@@ -47,22 +47,22 @@ class Reward(SupervisedStage):
             self.zero = [sequence for element in self.elements for sequence in element.sequences][:ZERO_ROWS]
 
     def models(self) -> list[ModelUse]:
-        """The one model; its head has no bias of its own, since a difference of scores cannot teach one."""
+        """Return the model; its head has no bias, because a difference of scores cannot teach one."""
         spec = scalar_spec(self.path, self.settings.seed, None, self.settings.head_std)
         return [ModelUse("reward", spec, self.settings.optimizer)]
 
     def units(self, elements: Sequence[Element]) -> float:
-        """Prompts: every one weighs the same, however many answers it has."""
+        """Return the number of prompts: each weighs the same, however many answers it has."""
         return float(len(elements))
 
     def exports(self) -> dict[str, Export]:
-        """The reward model, shifted such that demonstrations score 0 on average."""
+        """Return the reward model, shifted such that demonstrations score 0 on average."""
         shift = float(np.mean(self.group("reward").forward_scores(self.zero, "reward_shift").result()))
         extra = {"reward_shift": shift, "pad_token_id": self.tokenizer.pad_token_id}
         return {"reward": Export(self.group("reward"), "reward", extra)}
 
     def measure(self) -> dict[str, float]:
-        """Held-out loss, pair accuracy (a prompt's mean first) with its interval, calibration over pairs."""
+        """Return held-out loss, pair accuracy (mean per prompt first) with its interval, and calibration over pairs."""
         sequences = [sequence for element in self.heldout for sequence in element.sequences]
         scores = iter(self.group("reward").forward_scores(sequences, "heldout").result())
         margins = [_margins([next(scores) for _ in e.sequences], e.per_sequence["rank"]) for e in self.heldout]

@@ -1,11 +1,8 @@
 """Supervised fine-tuning: demonstrations, with the loss on answers only."""
 
 from quadriga.actors.model.folder import check_context, model_path
-from quadriga.actors.model.heads import ModelSpec
-from quadriga.orchestrator.cluster.processes import ModelUse
 from quadriga.orchestrator.settings import SftStage
 from quadriga.orchestrator.training import invariants
-from quadriga.orchestrator.training.checkpoint import Export
 from quadriga.orchestrator.training.supervised import SupervisedStage, masked_element
 
 
@@ -16,7 +13,7 @@ class Sft(SupervisedStage):
     settings: SftStage
 
     def load_inputs(self) -> None:
-        """Tokenizer of the model, demonstrations with their loss masks."""
+        """Load the model's tokenizer, and demonstrations with their loss masks."""
         from quadriga.data.loading.datasets import load_demonstrations
         from quadriga.data.tokens.tokenizer import load_tokenizer
 
@@ -30,16 +27,8 @@ class Sft(SupervisedStage):
         self.elements = [masked_element([row]) for row in split.train]
         self.heldout = [masked_element([row]) for row in split.heldout]
 
-    def models(self) -> list[ModelUse]:
-        """The one model."""
-        return [ModelUse("actor", ModelSpec(self.path, "logprobs"), self.settings.optimizer)]
-
-    def exports(self) -> dict[str, Export]:
-        """The policy."""
-        return {"policy": Export(self.group("actor"), "policy", {})}
-
     def is_finished(self) -> bool:
-        """At the last step, or earlier when asked to stop as held-out loss has not improved for two measurements."""
+        """Return True at the last step or, where the settings say so, once two measurements brought no improvement."""
         losses = [loss for _, loss in self.state.measured]
         rises = len(losses) > 2 and min(losses[-2:]) >= min(losses[:-2])
         return super().is_finished() or (self.settings.stop_when_heldout_rises and rises)
