@@ -166,10 +166,10 @@ def _placeable(stage: Any) -> None:
     device = ("cuda" if gpu_count() else "cpu") if cluster.device == "auto" else cluster.device
     if device == "cuda" and not gpu_count():
         raise UserError("`cluster.device` is cuda, but torch finds no GPU here. Set it to cpu, or join a cluster.")
-    slot(stage, device, [Machine("this machine", cores(), gpu_count())])
+    check_placement(stage, device, [Machine("this machine", cores(), gpu_count())])
 
 
-def slot(stage: Any, device: str, machines: Sequence[Machine]) -> Placement:
+def check_placement(stage: Any, device: str, machines: Sequence[Machine]) -> Placement:
     """Where every process of a stage would sit. Raises UserError when the machines cannot hold them."""
     requests = resource_requests(stage.cluster, _roles(stage), isinstance(stage, GeneratingStage))
     return place(requests, device, stage.cluster.placement, machines)

@@ -44,18 +44,16 @@ def plan(
     from quadriga.launch.config.load import load_config
 
     stage = load_config(config, overrides or []) if config else None
-    from quadriga.launch.plan import plans
+    from quadriga.launch.plan import planner, report
 
     console = Console(stderr=as_json)
     if calibrate:
-        plans.measure_this_machine(stage, console)
+        planner.calibrate_this_machine(stage, console)
     if stage is None:
         return
-    memory = int(gpu_memory * 1e9) if gpu_memory else plans.memory_of_this_gpu() or plans.DEFAULT_GPU_BYTES
-    made = plans.make_plans(stage, memory, gpu)
+    memory = int(gpu_memory * 1e9) if gpu_memory else planner.gpu_memory()
+    made = planner.make_plans(stage, memory, gpu)
     if as_json:
-        print(json.dumps(plans.as_json(made, memory), indent=2))
+        print(json.dumps(report.as_json(made, memory), indent=2))
         return
-    from quadriga.launch.plan.tables import show
-
-    show(made, memory, console)
+    report.show(made, memory, console)

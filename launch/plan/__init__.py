@@ -1,1 +1,1 @@
-"""What a run needs of memory and time, told before anything is started."""
+"""Memory and time that a run needs, computed before anything is started."""

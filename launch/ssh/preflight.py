@@ -13,7 +13,7 @@ from quadriga.actors.launcher_settings import SshSettings
 from quadriga.data.errors import UserError
 from quadriga.launch.checks.machine import pins
 from quadriga.launch.checks.report import CheckResult
-from quadriga.launch.checks.stage import heads_divide, single_stages, slot
+from quadriga.launch.checks.stage import check_placement, heads_divide, single_stages
 from quadriga.launch.ssh.checks import Facts, check_addresses, check_connections, check_host, check_sharing, facts_of
 from quadriga.launch.ssh.hosts import Host, all_of, check_connectivity, hosts_of
 from quadriga.orchestrator.cluster.placement import Machine
@@ -140,6 +140,6 @@ def _check_placement(stage: Any, found: PreflightReport) -> None:
             device = "cuda" if any(machine.gpus for machine in machines) else "cpu"
         try:
             heads_divide(single)
-            slot(single, device, machines)
+            check_placement(single, device, machines)
         except UserError as error:
             found.results.append(CheckResult("problem", single.name, str(error)))

@@ -16,11 +16,11 @@ from quadriga.data.records import Prompt
 from quadriga.data.rundir import RunDir
 from quadriga.kernels.losses import LOSSES
 from quadriga.launch.config.load import build
-from quadriga.launch.plan.bench import calibrate
+from quadriga.launch.plan.benchmark import calibrate
 from quadriga.launch.plan.calibration import Calibration
 from quadriga.launch.plan.devices import layout
-from quadriga.launch.plan.seconds import step_time
-from quadriga.launch.plan.stages import planned_stages
+from quadriga.launch.plan.step_time import step_time
+from quadriga.launch.plan.workload import planned_stages, work_of
 from quadriga.orchestrator.cluster.processes import ModelUse, Processes, RolloutPlan, processes
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.run import run
@@ -197,10 +197,10 @@ def test_seconds_are_as_planned(
     """Within 25 % of the median step; no measured model has one of these shapes."""
     common = {"name": "timed", "run_dir": str(tmp_path / "run"), "total_steps": 10, "tracking": {"wandb": False}}
     settings = build({**config(tmp_path), **common, "cluster": {"device": "cpu"}})
-    planned = step_time(planned_stages(settings)[0], "cpu", measured_machine)
+    planned = step_time(planned_stages(settings)[0], work_of(settings), "cpu", measured_machine)
     assert run(settings) == 0
     rows = read_metrics(RunDir(settings.run_dir).metrics_path)[2:]
     measured = median(row["timing_s/step"] for row in rows)
     parts = {key: round(median(row[key] for row in rows), 3) for key in rows[0] if key.startswith("timing_s/")}
-    print(f"{config.__name__}: planned {planned.step:.3f} s {planned.phases}, measured {measured:.3f} s {parts}")
-    assert planned.step == pytest.approx(measured, rel=0.25)
+    print(f"{config.__name__}: planned {planned['step']:.3f} s {planned}, measured {measured:.3f} s {parts}")
+    assert planned["step"] == pytest.approx(measured, rel=0.25)
