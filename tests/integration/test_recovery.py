@@ -124,7 +124,7 @@ def test_stopped_processes_are_named_and_replaced_in_time(battered: RunDir) -> N
     times = {row["global_step"]: row["time"] for row in read_metrics(battered.metrics_path)}
     for role, name in (("actor", "actor 1"), ("rollout", "rollout 0")):
         (happened,) = [e for e in injected(battered) if (e["action"], e["role"]) == ("stop", role)]
-        noticed = next(e for e in battered.events() if "no sign of life" in e.get("cause", "") and e["actor"] == name)
+        noticed = next(e for e in battered.events() if "no sign of life" in e.get("cause", "") and e["process"] == name)
         assert seconds_between(happened["time"], noticed["time"]) <= HEARTBEAT + 10
         assert times[noticed["step"]] - datetime.fromisoformat(noticed["time"]).timestamp() <= 90
 
