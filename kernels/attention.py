@@ -1,7 +1,7 @@
 """Causal attention over packed sequences, and its registration as a Hugging Face attention implementation.
 
-Sequences of equal length are computed together as one batch of `scaled_dot_product_attention`, so that nothing is
-padded, no mask exists and no sequence can see another. This holds on every device that torch runs on.
+Sequences of equal length are computed together as one batch of `scaled_dot_product_attention`, so nothing is padded,
+there is no mask and no sequence can see another. This works on every device that torch runs on.
 """
 
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "quadriga_varlen"
 
-# What some models hand to their attention and would be lost here; each changes the result.
+# Arguments that some models pass to their attention: ignoring one would change the result.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
 def varlen_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Causal softmax attention inside each sequence of a packed row.
+    """Compute causal softmax attention inside each sequence of a packed row.
 
     q: [T, H, D]; k: [T, Hkv, D]; v: [T, Hkv, Dv], where Hkv divides H (grouped-query attention).
-    cu_seqlens: [N+1] integer borders, best kept on the CPU: their values are needed there, and reading them from
+    cu_seqlens: [N+1] integer borders, preferably on the CPU: their values are needed there, and reading them from
     another device waits for it.
-    scale: factor of q·k; None is 1/sqrt(D). dropout: probability on the attention weights.
-    Returns [T, H, Dv]. Raises ValueError when the borders do not span T.
+    scale: factor of q·k; None means 1/sqrt(D). dropout: probability on the attention weights.
+    Returns [T, H, Dv]. Raises ValueError if the borders do not span T.
     """
     borders = cu_seqlens.tolist()
     lengths = tuple(end - start for start, end in pairwise(borders))
@@ -56,7 +56,7 @@ def varlen_attention(
 
 
 def register_varlen_attention() -> None:
-    """Make `attn_implementation="quadriga_varlen"` known to transformers; calling it again does nothing new.
+    """Make `attn_implementation="quadriga_varlen"` known to transformers; repeated calls have no further effect.
 
     A model is then called as `model(input_ids=[1, T], position_ids=[1, T], cu_seqlens=[N+1], use_cache=False)`.
     """
@@ -66,9 +66,10 @@ def register_varlen_attention() -> None:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Batches of equal length, and the token order that makes each batch contiguous (None: it is already).
+    """Batches of sequences of equal length, and the token order that makes each batch contiguous.
 
-    groups: (sequences, length) of each batch; order and inverse: [T] and each other's inverse.
+    groups: (sequences, length) per batch. order, inverse: permutations of [T], each the other's inverse; None if the
+    tokens are in this order already.
     """
 
     groups: list[tuple[int, int]]
@@ -78,7 +79,7 @@ class _Layout:
 
 @lru_cache(maxsize=16)
 def _layout(lengths: tuple[int, ...], device: torch.device) -> _Layout:
-    """Keyed by value, so that all layers of a forward, and its backward's recomputation, share one."""
+    """Return the layout of these lengths, cached: all layers share it, and so does recomputation in backward."""
     by_length: dict[int, list[int]] = {}
     start = 0
     for length in lengths:
@@ -86,7 +87,7 @@ def _layout(lengths: tuple[int, ...], device: torch.device) -> _Layout:
             by_length.setdefault(length, []).append(start)
         start += length
     groups = [(len(starts), length) for length, starts in by_length.items()]
-    # A cached tensor made in inference mode could never be used in training.
+    # A cached tensor that was made in inference mode could not be used in training.
     with torch.inference_mode(False):
         parts = [
             (torch.tensor(starts)[:, None] + torch.arange(length)).flatten() for length, starts in by_length.items()
@@ -98,7 +99,7 @@ def _layout(lengths: tuple[int, ...], device: torch.device) -> _Layout:
 
 
 class _Permute(torch.autograd.Function):
-    """Rows in another order; the gradient is a gather too, where indexing's own would be a slower scatter-add."""
+    """Rows in another order. The gradient is a gather too; that of plain indexing would be a slower scatter-add."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -124,22 +125,25 @@ def _attention_forward(
     cu_seqlens: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Hugging Face's convention: query [1, H, T, D], key and value [1, Hkv, T, D]; returns ([1, T, H, D], None).
+    """Compute varlen attention in Hugging Face's convention.
 
-    Raises ValueError rather than compute anything else than causal attention inside each sequence.
+    query: [1, H, T, D]; key, value: [1, Hkv, T, D]. Returns ([1, T, H, D], None).
+    Raises ValueError where the model asks for anything but causal attention inside each sequence.
     """
     family = type(module).__name__
     if cu_seqlens is None:
         raise ValueError(
-            f"{family} got no cu_seqlens: either the model was called without them, or its family does not hand "
-            "keyword arguments down to its attention. Sequences would see each other; use another model family."
+            f"{family} got no cu_seqlens: either the model was called without them, or its family does not pass "
+            "keyword arguments on to its attention. Sequences would see each other; use another model family."
         )
     if attention_mask is not None or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         raise ValueError(f"{family}: packed attention takes one row, no attention mask and no cache (use_cache=False)")
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise ValueError(f"{family}: packed attention is causal, this layer is not")
-    if lost := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
-        raise ValueError(f"{family}: packed attention does not support {', '.join(lost)}; use another model family")
+    if unsupported := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
+        raise ValueError(
+            f"{family}: packed attention does not support {', '.join(unsupported)}; use another model family"
+        )
     if sliding_window is not None and (longest := int(cu_seqlens.diff().max())) > sliding_window:
         raise ValueError(
             f"{family}: a sequence has {longest} tokens, but the model's attention window is {sliding_window}; packed "
@@ -150,6 +154,6 @@ def _attention_forward(
 
 
 def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
-    """Packed attention needs no mask; one that was given would be lost."""
+    """Return no mask, since packed attention needs none. Raises ValueError for a mask, which would be ignored."""
     if attention_mask is not None:
         raise ValueError("packed attention takes no attention_mask: sequences are separated by cu_seqlens")

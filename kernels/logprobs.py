@@ -14,13 +14,14 @@ def linear_logprobs(
     temperature: float = 1.0,
     chunk: int = 256,
 ) -> tuple[Tensor, Tensor]:
-    """Log-softmax of a language-model head at the target tokens, and the whole distribution's entropy.
+    """Return the log-softmax of a language-model head at the target tokens, and the whole distribution's entropy.
 
     hidden: [T, D]; weight: [V, D]; bias: [V]; targets: [T] int64, the token that each row predicts.
-    temperature: divides the logits, as it did when the tokens were sampled; > 0.
-    chunk: rows computed at a time; no more than [chunk, V] logits exist at once. Backward computes them again.
+    temperature: divides the logits, as it did when the tokens were sampled; must be positive.
+    chunk: rows computed at a time; at most [chunk, V] logits exist at once. Backward computes them again.
     The matrix products run in the inputs' dtype (autocast's where it is on), everything after them in float32 or wider.
-    Returns (logprobs [T], entropy [T]) in nats, float32 (float64 for float64 inputs); no gradient goes through entropy.
+    Returns (logprobs [T], entropy [T]) in nats, float32 (float64 for float64 inputs); entropy carries no gradient.
+    Raises ValueError for a temperature that is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
@@ -28,9 +29,10 @@ def linear_logprobs(
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """Saves the weight as the very object it came as.
+    """`linear_logprobs` for autograd.
 
-    Under ZeRO-3 its data is gone between forward and backward, and is gathered into the same object before backward.
+    The weight is saved as the object that was passed, not as a copy: under ZeRO-3 its data is released after forward
+    and gathered into the same object before backward.
     """
 
     @staticmethod
@@ -54,13 +56,13 @@ class _LinearLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """With p the softmax: d logprob / d logits = (onehot(target) - p) / temperature."""
+        """Return the gradients: with p the softmax, d logprob / d logits = (onehot(target) - p) / temperature."""
         hidden, weight, bias, targets, normaliser = ctx.saved_tensors
         for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
         head = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype), ctx.temperature
         wide = normaliser.dtype
         d_hidden = torch.empty_like(hidden) if for_hidden else None
-        # Sums over chunks are kept wide: thousands of bfloat16 additions would lose the small ones.
+        # Sums over chunks are kept wide: thousands of bfloat16 additions would lose small terms.
         d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if for_weight else None
         d_bias = torch.zeros(bias.shape, dtype=wide, device=bias.device) if for_bias else None
         for rows in _chunks(len(targets), ctx.chunk):
@@ -86,7 +88,7 @@ class _LinearLogprobs(torch.autograd.Function):
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """[rows, V] in float32 or wider."""
+    """Return the logits [rows, V], divided by the temperature, in float32 or wider."""
     logits = torch.nn.functional.linear(hidden, weight, bias)
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
 
@@ -96,7 +98,7 @@ def _chunks(total: int, chunk: int) -> list[slice]:
 
 
 def _compute_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """What the matrix products run in, as `torch.nn.functional.linear` would; autocast leaves float64 alone."""
+    """Return the type that `torch.nn.functional.linear` would compute in; autocast leaves float64 alone."""
     device = hidden.device.type
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     if torch.is_autocast_enabled(device) and dtype != torch.float64:

@@ -1,9 +1,9 @@
-"""The losses that model hosts optimise.
+"""Losses that model workers minimise.
 
-A loss returns the *sum* over its units (tokens, or prompts with ranked answers) and sums of statistics. The host
-divides by `count` summed over every rank and micro-batch of the optimizer step, so that one token weighs the same in
-whatever micro-batch it sits. This is the token mean: long answers weigh more than short ones (a mean of sequence means
-would weigh each token of a short answer more). Sums are taken in float32; masks hold 0 or 1.
+A loss returns the *sum* over its units (tokens of the mask, or prompts with ranked answers) and sums of statistics. The
+caller divides by the number of units over every rank and micro-batch of the optimizer step, so that a token weighs the
+same in whatever micro-batch it is. This is the token mean: long answers weigh more than short ones (a mean of sequence
+means would weigh each token of a short answer more). Sums are taken in float32; masks hold 0 or 1.
 """
 
 from collections.abc import Callable
@@ -20,44 +20,40 @@ Head = Literal["logprobs", "values", "scores"]
 
 
 class Loss(Protocol):
-    """head: which output of the model is read. fields: names of the batch fields that are read.
+    """A loss over one micro-batch.
 
-    __call__(output, fields) -> (sum with gradient, statistics without). Statistics are sums, to be divided by `count`,
-    but for names that end in `_max` or `_min`, which are reduced by maximum or minimum (-inf, inf: nothing seen).
+    head: the output of the model that is read. fields: names of the batch fields that are read.
     """
 
     head: ClassVar[Head]
     fields: ClassVar[tuple[str, ...]]
 
-    def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]: ...
+    def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
+        """Return the sum over the units, with gradient, and statistics without.
 
-    def count(self, fields: Fields) -> Tensor:
-        """Units in this micro-batch: what the sum is to be divided by once added up."""
+        Statistics are sums over the units, but extremes where a name ends in `_max` or `_min` (-inf or inf if there is
+        no unit); `kernels.statistics` reduces them.
+        """
         ...
 
 
 @dataclass(frozen=True)
-class _PerToken:
-    """Losses whose unit is a token of the mask."""
+class NegativeLogLikelihood:
+    """Negative log-likelihood of the masked tokens: -log p(token).
 
-    def count(self, fields: Fields) -> Tensor:
-        return fields["mask"].sum().float()
-
-
-@dataclass(frozen=True)
-class NegativeLogLikelihood(_PerToken):
-    """-log p(token), over masked tokens. Output logprobs [T]; field mask [T]."""
+    Output logprobs [T] (and entropy [T], for the statistics); field mask [T].
+    """
 
     head: ClassVar[Head] = "logprobs"
     fields: ClassVar[tuple[str, ...]] = ("mask",)
 
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
-        loss = -_pick(output["logprobs"], fields["mask"]).sum()
+        loss = -_masked(output["logprobs"], fields["mask"]).sum()
         return loss, {"loss": loss.detach()} | _entropy(output, fields["mask"])
 
 
 @dataclass(frozen=True)
-class PolicyClip(_PerToken):
+class PolicyClip:
     """PPO's clipped surrogate (Schulman et al. 2017, equation 7), to be minimised.
 
     With r = exp(logprob - old_logprob): -min(r A, clip(r, 1 - clip, 1 + clip) A).
@@ -72,7 +68,7 @@ class PolicyClip(_PerToken):
 
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
         new, old, advantages = (
-            _pick(x, fields["mask"]) for x in (output["logprobs"], fields["old_logprobs"], fields["advantages"])
+            _masked(x, fields["mask"]) for x in (output["logprobs"], fields["old_logprobs"], fields["advantages"])
         )
         log_ratio = new - old
         ratio = log_ratio.exp()
@@ -92,9 +88,10 @@ class PolicyClip(_PerToken):
 
 
 @dataclass(frozen=True)
-class ValueClip(_PerToken):
-    """PPO's value loss: 0.5 max((v - R)^2, (v_old + clip(v - v_old, -clip, clip) - R)^2); clip None: no clipping.
+class ValueClip:
+    """PPO's value loss, clipped around the old values as in ppo2 of OpenAI's baselines.
 
+    0.5 max((v - R)^2, (v_old + clip(v - v_old, -clip, clip) - R)^2); a clip of None is no clipping: 0.5 (v - R)^2.
     Output values [T]; fields old_values, returns and mask, [T] each.
     """
 
@@ -104,7 +101,7 @@ class ValueClip(_PerToken):
 
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
         values, old, returns = (
-            _pick(x, fields["mask"]) for x in (output["values"], fields["old_values"], fields["returns"])
+            _masked(x, fields["mask"]) for x in (output["values"], fields["old_values"], fields["returns"])
         )
         free = (values - returns).square()
         clipped = free
@@ -124,14 +121,14 @@ class ValueClip(_PerToken):
 
 @dataclass(frozen=True)
 class Ranking:
-    """Ranked answers, all pairs of a prompt together (Ouyang et al. 2022, equation 1).
+    """Pairwise loss of ranked answers, all pairs of a prompt together (Ouyang et al. 2022, equation 1).
 
-    For each prompt the mean over its comparisons of -log sigmoid(score of the better - score of the worse). Tied
-    answers are not compared; with K answers and no ties there are K(K-1)/2 comparisons. Every prompt weighs the same,
-    however many answers it has; one whose answers are all tied counts for nothing.
-    Output scores [N]; fields group [N] (equal numbers: one prompt, whole in this micro-batch) and rank [N] (0 best).
-    Statistics, of each prompt a mean over its comparisons: `accuracy` (equal scores are half right), `margin`;
-    `pairs` is the number of comparisons.
+    Per prompt, the mean over its comparisons of -log sigmoid(score of the better - score of the worse). Tied answers
+    are not compared; K answers without ties make K(K-1)/2 comparisons. Every prompt weighs the same, however many
+    answers it has; one with only tied answers adds nothing.
+    Output scores [N]; fields group [N] (equal numbers: one prompt, whole in this micro-batch) and rank [N] (0 is best).
+    Statistics: `accuracy` (equal scores are half right) and `margin`, per prompt the mean over its comparisons;
+    `pairs`, the number of comparisons.
     """
 
     head: ClassVar[Head] = "scores"
@@ -152,12 +149,9 @@ class Ranking:
                 "score_max": _largest(scores),
             }
 
-    def count(self, fields: Fields) -> Tensor:
-        return self._pairs(fields)[2].sum().round()
-
     @staticmethod
     def _pairs(fields: Fields) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices of the better and of the worse answer of each comparison, and 1 / comparisons of its prompt."""
+        """Return, per comparison, the indices of the better and worse answer and 1 / comparisons of the prompt."""
         group, rank = fields["group"], fields["rank"]
         better, worse = ((group[:, None] == group) & (rank[:, None] < rank)).nonzero(as_tuple=True)
         _, prompt, counts = torch.unique(group[better], return_inverse=True, return_counts=True)
@@ -172,14 +166,16 @@ LOSSES: dict[str, Callable[..., Loss]] = {
 }
 
 
-def _pick(values: Tensor, mask: Tensor) -> Tensor:
-    """The masked tokens in float32. Picked, not multiplied: what is not a number outside the mask stays outside."""
+def _masked(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the masked tokens in float32. Multiplying by the mask instead would let nan outside of it through."""
     return values[mask.bool()].float()
 
 
 def _largest(values: Tensor) -> Tensor:
+    """Return the maximum, -inf if there are no values."""
     return values.max() if values.numel() else values.new_tensor(-torch.inf)
 
 
 def _entropy(output: Fields, mask: Tensor) -> Stats:
-    return {"entropy": _pick(output["entropy"].detach(), mask).sum()} if "entropy" in output else {}
+    """Return the summed entropy of the masked tokens, if the model gave one."""
+    return {"entropy": _masked(output["entropy"].detach(), mask).sum()} if "entropy" in output else {}

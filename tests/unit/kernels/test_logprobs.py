@@ -1,3 +1,8 @@
+"""The chunked head against its definition: values, gradients, types and memory.
+
+"Detail N" is a section of "The N Implementation Details of RLHF with PPO" (Huang et al. 2024).
+"""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +13,7 @@ from quadriga.kernels.logprobs import linear_logprobs
 
 
 def head(rows: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hidden states [rows, 8], weight [11, 8], bias [11] (all want gradients) and targets [rows]."""
+    """Hidden states [rows, 8], weight [11, 8], bias [11] (all require gradients) and targets [rows]."""
     rng = torch.Generator().manual_seed(seed)
     shapes = ((rows, 8), (11, 8), (11,))
     hidden, weight, bias = (torch.randn(*shape, generator=rng, dtype=torch.float64) for shape in shapes)
@@ -59,10 +64,15 @@ def test_gradients_only_where_wanted(wanted: int) -> None:
     torch.testing.assert_close(alone, full[wanted])
 
 
-def test_no_gradient_through_entropy_nor_without_need() -> None:
+def test_entropy_carries_no_gradient() -> None:
     hidden, weight, _, targets = head(4)
     logprobs, entropy = linear_logprobs(hidden, weight, targets)
-    assert logprobs.requires_grad and not entropy.requires_grad
+    assert logprobs.requires_grad
+    assert not entropy.requires_grad
+
+
+def test_no_graph_without_need() -> None:
+    hidden, weight, _, targets = head(4)
     with torch.no_grad():
         assert linear_logprobs(hidden, weight, targets)[0].grad_fn is None
     assert linear_logprobs(hidden.detach(), weight.detach(), targets)[0].grad_fn is None
@@ -94,7 +104,7 @@ def test_autocast_keeps_the_gradients_dtype() -> None:
         assert gradient.dtype == torch.float32
 
 
-def test_weight_may_be_taken_away_between_forward_and_backward() -> None:
+def test_weight_may_be_released_until_backward() -> None:
     """As under ZeRO-3: the data is released after forward and gathered into the same object for backward."""
     hidden, weight, _, targets = head(4)
     weight = torch.nn.Parameter(weight.detach())
