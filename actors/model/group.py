@@ -1,8 +1,8 @@
-"""All ranks of one role as one object: plans a batch over them, sends it, puts the answers back in order."""
+"""ActorGroup: all ranks of one role as one object. It plans a batch over them, sends it and puts results in order."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +10,20 @@ from numpy.typing import NDArray
 from quadriga.actors.model.worker import ModelWorker, ModelWorkerSpec, WorkerResult
 from quadriga.actors.runtime.process import remote_process, runtime_env
 from quadriga.actors.runtime.remote_calls import wait_all
-from quadriga.data.errors import Fault
+from quadriga.data.errors import Fault, Lost
 from quadriga.data.tokens.packing import BatchPlan, PackedBatch, pack, plan, unpack
+from quadriga.kernels.statistics import reduce_statistics
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 
 @dataclass
 class Element:
-    """What stays together in a micro-batch: one sequence, or all answers to a prompt.
+    """Sequences that stay together in a micro-batch: one sequence, or all answers to a prompt.
 
-    tokens: field -> one array a sequence, aligned with its tokens. per_sequence: field -> one number a sequence.
+    tokens: per-token fields by name, one array per sequence, aligned with its tokens. per_sequence: per-sequence fields
+    by name, one number per sequence. All elements of a batch have the same fields.
     """
 
     sequences: list[list[int]]
@@ -29,13 +32,28 @@ class Element:
 
     @property
     def length(self) -> int:
-        """Tokens in all."""
+        """Tokens of all sequences together."""
         return sum(len(sequence) for sequence in self.sequences)
+
+    def filler(self) -> "Element":
+        """Return one sequence of two tokens with this element's fields, all zero: a loss over it is zero.
+
+        A rank without an element for a micro-batch runs it, so that all ranks meet in every collective.
+        """
+        return Element(
+            [[0, 0]],
+            {name: [np.zeros(2, np.asarray(arrays[0]).dtype)] for name, arrays in self.tokens.items()},
+            {name: [np.zeros_like(values[0])] for name, values in self.per_sequence.items()},
+        )
 
 
 @dataclass
 class Update:
-    """One optimizer step: statistics (sums over the global batch, except `_max` and `_min`), gradient norm, timing."""
+    """One optimizer step of a group.
+
+    stats: statistics over the global batch (see kernels/statistics.py). grad_norm: before clipping. seconds: of the
+    slowest rank. micro_batches: per rank.
+    """
 
     stats: dict[str, float]
     grad_norm: float
@@ -43,36 +61,35 @@ class Update:
     micro_batches: int
 
 
-class Pending:
-    """A group call under way; `result()` waits for it (with the group's deadline)."""
+class Pending(Generic[T]):
+    """A group call in flight; `result()` waits for it, up to the group's deadline."""
 
     def __init__(
-        self, group: "ActorGroup", refs: dict[str, Any], phase: str, finish: Callable[[dict[str, WorkerResult]], Any]
+        self, group: "ActorGroup", refs: dict[str, Any], phase: str, finish: Callable[[dict[str, WorkerResult]], T]
     ):
         self._group, self._refs, self._phase, self._finish = group, refs, phase, finish
-        self.seconds = 0.0
 
-    def result(self) -> Any:
-        """The gathered answer. Raises Lost naming phase, role and rank."""
+    def result(self) -> T:
+        """Return the gathered result. Raises Lost naming phase, role and rank."""
         group = self._group
         results = wait_all(self._refs, self._phase, group.limits.call, group.handles, group.limits.heartbeat)
-        self.seconds = max(result.seconds for result in results.values())
         return self._finish(results)
 
 
 class ActorGroup:
-    """N ranks of one role."""
+    """N ranks of one role. Its methods start a call on every rank and return a `Pending` at once."""
 
     def __init__(
         self,
         specs: list[ModelWorkerSpec],
         logs: str,
-        seats: Sequence[dict[str, Any]],
+        options: Sequence[dict[str, Any]],
         worker_class: type[ModelWorker] = ModelWorker,
     ):
         """Create the processes; `start_groups` makes them load.
 
-        logs: folder for `<role>-<rank>.log`. seats: Ray actor options of each rank. worker_class: what runs in them.
+        specs: one per rank. logs: folder for `<role>-<rank>.log`. options: Ray actor options per rank. worker_class:
+        class that runs in the processes.
         """
         self.specs, self.role = specs, specs[0].role
         self.world = len(specs)
@@ -81,64 +98,69 @@ class ActorGroup:
         self.description: dict[str, Any] = {}
         self.logs = [f"{logs}/{self.role}-{spec.rank}.log" for spec in specs]
         self.ranks = []
-        for spec, log, seat in zip(specs, self.logs, seats, strict=True):
+        for spec, log, actor_options in zip(specs, self.logs, options, strict=True):
             name = f"{self.role}-{spec.rank}"
             actor = remote_process(worker_class, log, name).options(
                 runtime_env=runtime_env("model", spec.device, spec.threads),
-                **seat,
+                **actor_options,
             )
             self.ranks.append(actor.remote(spec))
 
     @property
     def handles(self) -> dict[str, Any]:
-        """Ray handles by name, `actor 0` and so on."""
+        """Ray handles by process name: `actor 0` and so on."""
         return {f"{self.role} {number}": rank for number, rank in enumerate(self.ranks)}
 
-    def forward_logprobs(self, sequences: Sequence[list[int]], temperature: float, phase: str) -> Pending:
-        """-> [(log-probs, entropies)] a sequence, each [length] float32 aligned with its tokens."""
+    def forward_logprobs(
+        self, sequences: Sequence[list[int]], temperature: float, phase: str
+    ) -> Pending[list[tuple[Array, Array]]]:
+        """Compute (log-probs, entropies) per sequence, each [length] float32 in nats, aligned with its tokens."""
 
-        def unpacked(value: tuple[Array, Array], batch: PackedBatch) -> list[tuple[Array, Array]]:
+        def per_sequence(value: tuple[Array, Array], batch: PackedBatch) -> list[tuple[Array, Array]]:
             return list(zip(*(unpack(part, batch.cu_seqlens) for part in value), strict=True))
 
-        return self._forward("forward_logprobs", sequences, phase, unpacked, temperature)
+        return self._forward("forward_logprobs", sequences, phase, per_sequence, temperature)
 
-    def forward_values(self, sequences: Sequence[list[int]], phase: str) -> Pending:
-        """-> [values] a sequence, each [length] float32 aligned with the token that was chosen."""
+    def forward_values(self, sequences: Sequence[list[int]], phase: str) -> Pending[list[Array]]:
+        """Compute the values [length] per sequence, float32, aligned with the token chosen in that state."""
         return self._forward("forward_values", sequences, phase, lambda value, batch: unpack(value, batch.cu_seqlens))
 
-    def forward_scores(self, sequences: Sequence[list[int]], phase: str) -> Pending:
-        """-> one float a sequence, read at its last token."""
+    def forward_scores(self, sequences: Sequence[list[int]], phase: str) -> Pending[list[float]]:
+        """Compute one score per sequence, read at its last token and not shifted."""
         return self._forward("forward_scores", sequences, phase, lambda value, batch: [float(x) for x in value])
 
     def update(
         self, elements: Sequence[Element], loss: Any, normalizer: float, lr: float, temperature: float = 1.0
-    ) -> Pending:
-        """One optimizer step on all elements -> Update.
+    ) -> Pending[Update]:
+        """Do one optimizer step on all elements.
 
-        normalizer: what the loss sum is divided by, a count over the whole batch. Raises Fault when ranks would run
-        different numbers of micro-batches or a trainable tensor stood still in the first step.
+        normalizer: divisor of the loss sum, units over the whole batch. lr: learning rate. temperature: divides a
+        causal LM's logits.
+        Raises KeyError if an element lacks a field of the loss, and Fault if ranks would run different numbers of
+        micro-batches or a trainable tensor did not move in the first step.
         """
         layout = self._plan([e.length for e in elements], self.specs[0].cluster.train_tokens, "update")
-        parts = [[pack_elements([elements[i] for i in micro], loss.fields) for micro in rank] for rank in layout.ranks]
-        return self._call(
-            "update", [(batches, loss, normalizer, lr, temperature) for batches in parts], "update", _merge
-        )
+        batches = _pack_layout(layout, elements, loss.fields)
+        return self._call("update", [(part, loss, normalizer, lr, temperature) for part in batches], "update", _merge)
 
-    def send_weights(self, version: int, workers: dict[str, Any]) -> Pending:
-        """Stream the whole model to rollout workers (name -> handle) -> (bytes sent to each, losses by name)."""
-        return self._call(
-            "send_weights", [(version, workers)] * self.world, "sync", lambda r: r[f"{self.role} 0"].value
-        )
+    def send_weights(self, version: int, workers: dict[str, Any]) -> Pending[tuple[int, dict[str, Lost]]]:
+        """Stream the whole model to rollout workers (name -> handle): bytes sent to each, and losses by name."""
+        arguments = [(version, workers)] * self.world
+        return self._call("send_weights", arguments, "sync", lambda results: results[f"{self.role} 0"].value)
 
-    def save(self, folder: str) -> Pending:
-        """Every rank writes its part of model and optimizer."""
+    def save(self, folder: str) -> Pending[None]:
+        """Write model and optimizer: every rank its part."""
         return self._call("save", [(folder,)] * self.world, "checkpoint", _nothing)
 
-    def load(self, folder: str, steps: int, universal: str | None = None) -> Pending:
-        """Every rank reads its part back; universal: the same in DeepSpeed's format for another number of ranks."""
+    def load(self, folder: str, steps: int, universal: str | None = None) -> Pending[None]:
+        """Read model and optimizer back: every rank its part.
+
+        steps: optimizer steps done before. universal: folder of the same in DeepSpeed's format for another number of
+        ranks.
+        """
         return self._call("load", [(folder, steps, universal)] * self.world, "resume", _nothing)
 
-    def export(self, folder: str, kind: str, extra: dict[str, Any] | None = None) -> Pending:
+    def export(self, folder: str, kind: str, extra: dict[str, Any] | None = None) -> Pending[None]:
         """Write the model in Hugging Face layout; kind: policy, reward or critic."""
         return self._call("export", [(folder, kind, extra or {})] * self.world, "export", _nothing)
 
@@ -150,45 +172,59 @@ class ActorGroup:
             ray.kill(rank)
 
     def _plan(self, lengths: list[int], budget: int, phase: str) -> BatchPlan:
-        """Raises Fault when ranks would run different numbers of micro-batches: their collectives would never meet."""
+        """Plan micro-batches of at most `budget` tokens per rank.
+
+        Raises Fault if ranks would run different numbers of micro-batches: their collectives would never meet.
+        """
         layout = plan(lengths, self.world, budget)
         if len(counts := {len(rank) for rank in layout.ranks}) > 1:
             raise Fault(f"the ranks were given different numbers of micro-batches: {sorted(counts)}", phase=phase)
         return layout
 
     def _forward(
-        self, method: str, sequences: Sequence[list[int]], phase: str, unpacked: Callable[..., list[Any]], *more: Any
-    ) -> Pending:
+        self,
+        method: str,
+        sequences: Sequence[list[int]],
+        phase: str,
+        per_sequence: Callable[[Any, PackedBatch], list[T]],
+        *more: Any,
+    ) -> Pending[list[T]]:
+        """Run a forward method on all sequences; `per_sequence` cuts its value for one micro-batch."""
         layout = self._plan([len(s) for s in sequences], self.specs[0].cluster.forward_tokens, phase)
-        packed = [
-            [pack_elements([Element([sequences[i]]) for i in micro], ()) for micro in rank] for rank in layout.ranks
-        ]
+        packed = _pack_layout(layout, [Element([sequence]) for sequence in sequences], ())
 
-        def finish(results: dict[str, WorkerResult]) -> list[Any]:
-            answers: list[Any] = [None] * len(sequences)
+        def in_order(results: dict[str, WorkerResult]) -> list[T]:
+            answers: dict[int, T] = {}
             for rank, result in enumerate(results.values()):
                 for micro, value, batch in zip(layout.ranks[rank], result.value, packed[rank], strict=True):
-                    for index, answer in zip(micro, unpacked(value, batch), strict=False):
-                        answers[index] = answer
-            return answers
+                    # A filler's micro-batch has no index, and its answer is left out.
+                    answers |= zip(micro, per_sequence(value, batch), strict=False)
+            return [answers[index] for index in range(len(sequences))]
 
-        return self._call(method, [(batches, *more) for batches in packed], phase, finish)
+        return self._call(method, [(batches, *more) for batches in packed], phase, in_order)
 
-    def _call(self, method: str, arguments: list[tuple[Any, ...]], phase: str, finish: Callable[..., Any]) -> Pending:
+    def _call(
+        self,
+        method: str,
+        arguments: list[tuple[Any, ...]],
+        phase: str,
+        finish: Callable[[dict[str, WorkerResult]], T],
+    ) -> Pending[T]:
+        """Call a worker method on every rank, with that rank's arguments."""
         refs = {
             f"{self.role} {i}": getattr(rank, method).remote(*given)
             for i, (rank, given) in enumerate(zip(self.ranks, arguments, strict=True))
         }
 
-        def gather(results: dict[str, WorkerResult]) -> Any:
+        def note_memory_and_finish(results: dict[str, WorkerResult]) -> T:
             self.memory = max(self.memory, *(result.memory for result in results.values()))
             return finish(results)
 
-        return Pending(self, refs, phase, gather)
+        return Pending(self, refs, phase, note_memory_and_finish)
 
 
 def start_groups(groups: Sequence[ActorGroup]) -> None:
-    """Have all groups load their models at the same time; fills in each group's `description`."""
+    """Have all groups load their models at the same time; set each group's `description` and `memory`."""
     if not groups:
         return
     addresses = wait_all(
@@ -203,29 +239,30 @@ def start_groups(groups: Sequence[ActorGroup]) -> None:
         group.description, group.memory = first.value, first.memory
 
 
-def pack_elements(elements: list[Element], fields: Sequence[str]) -> PackedBatch:
-    """Elements as one packed batch, with a `group` number a sequence; none makes a filler of weight zero.
+def pack_elements(elements: Sequence[Element], fields: Sequence[str]) -> PackedBatch:
+    """Return elements as one packed batch with the named fields, of which `group` is the number of the element.
 
-    A filler is one sequence of two tokens whose fields are all zero: it runs through every collective and adds nothing.
+    Raises KeyError if an element lacks a field.
     """
-    if not elements:
-        return PackedBatch(
-            token_ids=np.zeros(2, np.int64),
-            position_ids=np.arange(2),
-            cu_seqlens=np.array([0, 2], np.int32),
-            tokens={name: np.zeros(2, np.float32) for name in fields if name not in ("group", "rank")},
-            sequences={name: np.zeros(1, np.int64) for name in ("group", "rank") if name in fields},
-        )
     sequences = [sequence for element in elements for sequence in element.sequences]
-    tokens = {name: [array for e in elements for array in e.tokens[name]] for name in elements[0].tokens}
-    per_sequence = {
+    per_sequence = {"group": [number for number, e in enumerate(elements) for _ in e.sequences]} | {
         name: [value for e in elements for value in e.per_sequence[name]] for name in elements[0].per_sequence
     }
-    per_sequence["group"] = [number for number, e in enumerate(elements) for _ in e.sequences]
-    return pack(sequences, tokens, {name: np.asarray(values) for name, values in per_sequence.items()})
+    tokens = {name: [x for e in elements for x in e.tokens[name]] for name in fields if name not in per_sequence}
+    numbers = {name: np.asarray(per_sequence[name]) for name in fields if name in per_sequence}
+    return pack(sequences, tokens, numbers)
+
+
+def _pack_layout(layout: BatchPlan, elements: Sequence[Element], fields: Sequence[str]) -> list[list[PackedBatch]]:
+    """Pack the micro-batches of every rank, empty ones as a filler."""
+    return [
+        [pack_elements([elements[i] for i in micro] or [elements[0].filler()], fields) for micro in rank]
+        for rank in layout.ranks
+    ]
 
 
 def _merge(results: dict[str, WorkerResult]) -> Update:
+    """Reduce the results of all ranks. Raises Fault if a tensor did not move on any rank that checked."""
     updates = [result.value for result in results.values()]
     unchanged = [set(update.unchanged) for update in updates if update.unchanged is not None]
     if unchanged and (stuck := sorted(set.intersection(*unchanged))):
@@ -236,17 +273,7 @@ def _merge(results: dict[str, WorkerResult]) -> Update:
             phase="update",
             process=role,
         )
-    stats: dict[str, float] = {}
-    for update in updates:
-        for key, value in update.stats.items():
-            if key not in stats:
-                stats[key] = value
-            elif key.endswith("_max"):
-                stats[key] = max(stats[key], value)
-            elif key.endswith("_min"):
-                stats[key] = min(stats[key], value)
-            else:
-                stats[key] += value
+    stats = reduce_statistics(update.stats for update in updates)
     seconds = max(result.seconds for result in results.values())
     return Update(stats, updates[0].grad_norm, seconds, updates[0].micro_batches)
 

@@ -1,4 +1,4 @@
-"""One rank of one model: the process that computes. An `ActorGroup` owns several and is the only caller."""
+"""ModelWorker: the process that computes one rank of one model. Its only caller is the `ActorGroup` that owns it."""
 
 import math
 import os
@@ -18,6 +18,7 @@ from quadriga.actors.runtime.network import use_interface_of
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
 from quadriga.data.errors import Fault
 from quadriga.data.tokens.packing import PackedBatch
+from quadriga.kernels.statistics import reduce_statistics
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ModelWorkerSpec:
 
 @dataclass
 class WorkerResult:
-    """What a call returns beside its value: seconds inside the host, its peak memory."""
+    """A call's value, the seconds it took inside the worker, and the worker's peak memory in bytes."""
 
     value: Any
     seconds: float
@@ -45,7 +46,11 @@ class WorkerResult:
 
 @dataclass
 class UpdateResult:
-    """One optimizer step of one rank: statistic sums of its micro-batches, gradient norm, tensors that did not move."""
+    """One optimizer step of one rank.
+
+    stats: statistics over its micro-batches. grad_norm: of the whole model, before clipping. unchanged: trainable
+    tensors that did not move; None if that was not checked.
+    """
 
     stats: dict[str, float] = field(default_factory=dict)
     grad_norm: float = 0.0
@@ -61,7 +66,7 @@ class ModelWorker:
         self.steps = 0
 
     def address(self) -> tuple[str, int]:
-        """This node's IP and a free port, for the group's rendezvous."""
+        """Return this node's IP address and a free port, for the group's rendezvous."""
         import ray
 
         with socket.socket() as probe:
@@ -69,7 +74,10 @@ class ModelWorker:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def start(self, master: tuple[str, int]) -> WorkerResult:
-        """Join the group, load and partition the model. Returns a description of what was loaded."""
+        """Join the group, load and partition the model; return facts of the process and the model.
+
+        master: address and port of the rendezvous. Raises UserError for a model that cannot be trained here.
+        """
         began = time.monotonic()
         spec = self.spec
         self.working_thread = threading.get_ident()
@@ -90,7 +98,6 @@ class ModelWorker:
         from quadriga.actors.model.deepspeed import ZeroEngine, deepspeed_config
         from quadriga.actors.model.equivalence import check_packed_forward
         from quadriga.actors.model.heads import load_model
-        from quadriga.actors.weights.source import full_shape
 
         before = memory_bytes(spec.device)
         self.torch = torch
@@ -100,10 +107,8 @@ class ModelWorker:
         self.engine = ZeroEngine(lambda: load_model(spec.model, dtype), config, spec.optimizer, spec.device)
         self.model = self.engine.module
         check_packed_forward(self.engine.engine, self.model, spec.model.head, spec.model.path, self.device)
-        parameters = sum(int(np.prod(full_shape(p))) for p in self.model.parameters())
         partitioned, tensors = self.engine.partitioned()
         description = {
-            "parameters": parameters,
             "tensors": tensors,
             "partitioned_tensors": partitioned,
             "pid": os.getpid(),
@@ -112,7 +117,7 @@ class ModelWorker:
         return self._result(description, began)
 
     def forward_logprobs(self, batches: list[PackedBatch], temperature: float) -> WorkerResult:
-        """[(log-probs [T], entropies [T])] float32 of each batch."""
+        """Return (log-probs [T], entropies [T]), float32 and in nats, per batch."""
         from quadriga.actors.model.heads import token_logprobs
 
         began = time.monotonic()
@@ -124,14 +129,14 @@ class ModelWorker:
         return self._result(result, began)
 
     def forward_values(self, batches: list[PackedBatch]) -> WorkerResult:
-        """[values [T]] float32: the value of the state in which each token was chosen (0 at a sequence's first)."""
+        """Return values [T], float32, per batch: each of the state in which a token was chosen, 0 at a first token."""
         began = time.monotonic()
         with self.torch.no_grad():
             result = [self._values(self._tensors(batch)).cpu().numpy() for batch in batches]
         return self._result(result, began)
 
     def forward_scores(self, batches: list[PackedBatch]) -> WorkerResult:
-        """[scores [N]] float32: the head's output at each sequence's last token (not shifted)."""
+        """Return scores [N], float32, per batch: the head's output at each sequence's last token (not shifted)."""
         began = time.monotonic()
         with self.torch.no_grad():
             result = [self._scores(self._tensors(batch)).cpu().numpy() for batch in batches]
@@ -140,18 +145,17 @@ class ModelWorker:
     def update(
         self, batches: list[PackedBatch], loss: Any, normalizer: float, lr: float, temperature: float
     ) -> WorkerResult:
-        """One optimizer step: forward and backward over the micro-batches, then clip and apply.
+        """Do one optimizer step: forward and backward over the micro-batches, then clip and apply.
 
-        normalizer: count (tokens, or groups) over all ranks and micro-batches of this step; ranks are averaged by ZeRO,
-        so each loss is scaled by the number of ranks. temperature: divides a causal LM's logits.
+        normalizer: units (tokens or prompts) over all ranks and micro-batches of this step. ZeRO averages over ranks,
+        so each loss is scaled by the number of ranks. lr: learning rate. temperature: divides a causal LM's logits.
         Raises Fault, before any weight changes, when the gradient norm is not finite.
         """
         began = time.monotonic()
         check = self.steps == 0 and lr > 0
         before = self.engine.fingerprints() if check else {}
-        result = UpdateResult(micro_batches=len(batches))
-        for batch in batches:
-            self.forward_backward(batch, loss, normalizer, temperature, result.stats)
+        parts = [self.forward_backward(batch, loss, normalizer, temperature) for batch in batches]
+        result = UpdateResult(reduce_statistics(parts), micro_batches=len(batches))
         result.grad_norm = self.optimizer_step(lr, result.stats)
         if check:
             result.unchanged = self._unchanged_parameters(before, lr)
@@ -159,43 +163,41 @@ class ModelWorker:
         return self._result(result, began)
 
     def forward_backward(
-        self, batch: PackedBatch, loss: Any, normalizer: float, temperature: float, stats: dict[str, float]
-    ) -> None:
-        """Accumulate one micro-batch's gradients; adds its statistic sums to `stats`."""
+        self, batch: PackedBatch, loss: Any, normalizer: float, temperature: float
+    ) -> dict[str, float]:
+        """Accumulate one micro-batch's gradients; return its statistics."""
         tensors = self._tensors(batch)
-        total, sums = loss(self._output(loss.head, tensors, temperature), tensors)
+        total, stats = loss(self._output(loss.head, tensors, temperature), tensors)
         self.engine.backward(total * (self.engine.world / normalizer))
-        for key, value in (sums | {"loss": total.detach()}).items():
-            number = float(value)
-            if key.endswith("_max"):
-                stats[key] = max(stats.get(key, number), number)
-            elif key.endswith("_min"):
-                stats[key] = min(stats.get(key, number), number)
-            else:
-                stats[key] = stats.get(key, 0.0) + number
+        return {name: float(value) for name, value in (stats | {"loss": total.detach()}).items()}
 
     def optimizer_step(self, lr: float, stats: dict[str, float]) -> float:
-        """Apply the accumulated gradients; returns their global norm before clipping.
+        """Apply the accumulated gradients; return their global norm before clipping.
 
-        stats: of this step, named by the Fault that is raised when the norm is not finite.
+        stats: this step's statistics. Raises Fault where the norm is not finite, naming the statistics that are not
+        finite either.
         """
         from quadriga.actors.model.deepspeed import NonFiniteGradient
 
         try:
             return self.engine.step(lr)
         except NonFiniteGradient:
-            role, odd = self.spec.role, [name for name, value in stats.items() if not math.isfinite(value)]
-            where = f"{', '.join(odd)} too" if odd else "while the loss is finite"
+            role = self.spec.role
+            non_finite = [name for name, value in stats.items() if not math.isfinite(value)]
+            where = f"{', '.join(non_finite)} too" if non_finite else "while the loss is finite"
             raise Fault(
                 f"The gradient norm of the {role} is not finite in optimizer step {self.steps + 1} ({where}): no "
                 "weight was changed. Look for a learning rate that is too high, a reward without bounds or, in "
-                "bfloat16, an overflow; a run that is started again goes on from its last checkpoint.",
+                "bfloat16, an overflow; a run that is started again resumes from its last checkpoint.",
                 phase="update",
                 process=role,
             ) from None
 
     def send_weights(self, version: int, workers: dict[str, Any]) -> WorkerResult:
-        """Stream the whole model to the rollout workers, every rank inside the same gathers; rank 0 talks to them."""
+        """Stream the whole model to rollout workers (name -> handle): every rank gathers, rank 0 sends.
+
+        Returns rank 0's `WeightSyncClient.finish`, and None on the other ranks.
+        """
         from quadriga.actors.weights.source import gathered_buckets
         from quadriga.actors.weights.sync_client import WeightSyncClient
 
@@ -208,32 +210,33 @@ class ModelWorker:
         return self._result(client.finish() if client is not None else None, began)
 
     def weights_to_send(self) -> list[tuple[str, Any]]:
-        """The tensors of a sync: always the whole model."""
+        """Return the names and parameters of a sync: always the whole model."""
         from quadriga.actors.weights.source import named_weights
 
         return named_weights(self.model)
 
     def save(self, folder: str) -> WorkerResult:
-        """Write this rank's part of model and optimizer."""
+        """Write this rank's part of model and optimizer to a folder."""
         began = time.monotonic()
         try:
             self.engine.save(folder)
             own = self._random_state() | {"optimizer_steps": self.engine.optimizer_steps()}
             self.torch.save(own, Path(folder) / f"rank-{self.spec.rank}.pt")
         except (OSError, RuntimeError) as error:  # torch wraps a full disk
-            raise self._unwritten(folder, error) from error
+            raise self._write_fault(folder, error) from error
         return self._result(None, began)
 
     def load(self, folder: str, steps: int, universal: str | None) -> WorkerResult:
-        """Read this rank's part of model and optimizer back; `steps` were done before.
+        """Read this rank's part of model and optimizer back.
 
-        universal: folder of the converted shards, where they were written by another number of ranks.
+        steps: optimizer steps done before. universal: folder of converted shards if another number of ranks wrote them,
+        else None.
         """
         began = time.monotonic()
         if universal is None:
             self.engine.load(folder)
         else:
-            # Every rank took the same number of steps, so rank 0's count is that of a rank that was not there.
+            # Every rank took the same number of steps, so rank 0's count also holds for ranks that did not exist.
             state = self.torch.load(Path(folder) / "rank-0.pt", weights_only=True)
             self.engine.load_universal(universal, state["optimizer_steps"])
         self._set_random_state(Path(folder))
@@ -241,7 +244,10 @@ class ModelWorker:
         return self._result(None, began)
 
     def export(self, folder: str, kind: str, extra: dict[str, Any]) -> WorkerResult:
-        """Rank 0 writes the model in Hugging Face layout; every rank takes part in the gathers."""
+        """Write the model in Hugging Face layout: every rank takes part in the gathers, rank 0 writes.
+
+        kind, extra: as for `export_model`.
+        """
         from quadriga.actors.model.export import export_model
 
         began = time.monotonic()
@@ -249,10 +255,10 @@ class ModelWorker:
         try:
             export_model(self.model, Path(folder), kind, extra, bucket, write=first)
         except (OSError, SafetensorError) as error:
-            raise self._unwritten(folder, error) from error
+            raise self._write_fault(folder, error) from error
         return self._result(None, began)
 
-    def _unwritten(self, folder: str, error: Exception) -> Fault:
+    def _write_fault(self, folder: str, error: Exception) -> Fault:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return Fault(
             f"{self.spec.role} {self.spec.rank} cannot write {folder}: {reason}",
@@ -261,12 +267,12 @@ class ModelWorker:
         )
 
     def _random_state(self) -> dict[str, Any]:
-        """What dropout and the like draw from."""
+        """Return the state of the generators that dropout and the like draw from."""
         state = {"cpu": self.torch.get_rng_state()}
         return state | ({"cuda": self.torch.cuda.get_rng_state()} if self.spec.device == "cuda" else {})
 
     def _set_random_state(self, folder: Path) -> None:
-        """This rank's own, where it had one: a checkpoint of fewer ranks leaves the others as they started."""
+        """Restore this rank's random state if the checkpoint has one: it may have been written by fewer ranks."""
         file = folder / f"rank-{self.spec.rank}.pt"
         if file.is_file():
             state = self.torch.load(file, weights_only=True)
@@ -294,7 +300,7 @@ class ModelWorker:
         return token_scalars(self.engine.engine, tensors)[tensors["cu_seqlens"][1:].long() - 1]
 
     def _tensors(self, batch: PackedBatch) -> dict[str, Any]:
-        """The batch's arrays on the device, with `first` marking each sequence's first token."""
+        """Return the batch's arrays on the device, with `first` marking each sequence's first token."""
         torch = self.torch
         fields = {"token_ids": batch.token_ids, "position_ids": batch.position_ids, "cu_seqlens": batch.cu_seqlens}
         fields |= batch.tokens | batch.sequences
@@ -308,7 +314,7 @@ class ModelWorker:
         return tensors | {"first": first}
 
     def _unchanged_parameters(self, before: dict[str, tuple[str, float]], lr: float) -> list[str]:
-        """Trainable tensors that this step did not move though AdamW's first step (about lr) exceeds fp32 rounding."""
+        """Return the tensors that this step left alone though AdamW's first step, about lr, exceeds fp32 rounding."""
         after = self.engine.fingerprints()
         return [name for name, (digest, size) in before.items() if after[name][0] == digest and lr > size * 1.2e-7]
 

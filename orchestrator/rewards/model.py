@@ -20,7 +20,7 @@ class ModelReward:
 
 @dataclass(frozen=True)
 class _ModelScores:
-    pending: Pending
+    pending: Pending[list[float]]
     shift: float
 
     def result(self) -> Scores:
