@@ -1,6 +1,6 @@
-"""One thread that owns vLLM's engine; everything else asks it.
+"""EngineLoop: the one thread that owns vLLM's engine and runs what other threads ask of it.
 
-Requests, aborts and weight updates reach the engine between its steps only, so weights never change under a step.
+Requests, aborts and weight updates reach the engine between its steps only, so weights never change during a step.
 """
 
 import queue
@@ -15,7 +15,11 @@ from quadriga.actors.settings import SamplingSettings
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to draw. seed: same seed, same weights, same tokens, wherever and however often it runs."""
+    """One answer to sample.
+
+    seed: of this answer; the same seed and weights give the same tokens on any worker, however often it is sampled.
+    sampling: its `max_tokens` is the limit of the answer. stop_ids: tokens that end the answer.
+    """
 
     id: str
     prompt_ids: list[int]
@@ -26,8 +30,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Finished:
-    """One drawn answer: tokens (the end token included), their log-probs under the sampling distribution, the policy
-    version of each token, and why it ended ("stop" or "length")."""
+    """One sampled answer.
+
+    token_ids: including the token that ended it. logprobs: of the tokens under the sampling distribution, in nats.
+    versions: policy version per token. finish_reason: `stop` or `length`.
+    """
 
     id: str
     token_ids: list[int]
@@ -36,27 +43,29 @@ class Finished:
     finish_reason: str
 
 
-class RolloutLoop:
-    """A thread that owns an LLMEngine."""
+class EngineLoop:
+    """A thread that owns an LLMEngine for the life of the process."""
 
     def __init__(self, build: Callable[[], Any]):
-        """build: makes the engine; called on the loop's own thread.
+        """Start the thread and wait until it has its engine.
 
-        Raises whatever `build` raises.
+        build: makes the engine; called on the loop's thread. What it raises is raised here.
         """
-        self._commands: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue()
+        self._commands: queue.Queue[tuple[Callable[[], Any], Future[Any]]] = queue.Queue()
         self._finished: queue.Queue[Finished] = queue.Queue()
-        self._running: set[str] = set()  # ids of what the engine has; the loop's thread only
+        self._running: set[str] = set()  # ids of the engine's requests; used on the loop's thread only
         self._error: BaseException | None = None
         ready: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(build, ready), daemon=True, name="rollout-loop")
+        self._thread = threading.Thread(target=self._run, args=(build, ready), daemon=True, name="engine-loop")
         self._thread.start()
         ready.result()
 
     def call(self, function: Callable[[Any], Any]) -> Any:
-        """Run function(engine) between two steps and return its result."""
-        if self._error is not None:
-            raise RuntimeError(f"the rollout loop stopped: {self._error}") from self._error
+        """Run function(engine) between two steps and return its result.
+
+        Raises what the function raises, or RuntimeError if the loop has stopped.
+        """
+        self._require_running()
         future: Future[Any] = Future()
         self._commands.put((lambda: function(self.engine), future))
         return future.result()
@@ -64,16 +73,19 @@ class RolloutLoop:
     def add(self, requests: list[Request]) -> None:
         """Queue requests."""
 
-        def add(engine: Any) -> None:
+        def add_all(engine: Any) -> None:
             for request in requests:
-                self._add(engine, request)
+                self._running.add(request.id)
+                engine.add_request(request.id, {"prompt_token_ids": request.prompt_ids}, _sampling_params(request))
 
-        self.call(add)
+        self.call(add_all)
 
     def collect(self, wait: float) -> list[Finished]:
-        """Answers finished since the last call; waits up to `wait` seconds for the first."""
-        if self._error is not None:
-            raise RuntimeError(f"the rollout loop stopped: {self._error}") from self._error
+        """Return the answers finished since the last call, waiting up to `wait` seconds for the first.
+
+        Raises RuntimeError if the loop has stopped.
+        """
+        self._require_running()
         result = []
         try:
             result.append(self._finished.get(timeout=wait))
@@ -83,7 +95,7 @@ class RolloutLoop:
             return result
 
     def clear(self) -> None:
-        """Drop every request and every answer that nobody collected."""
+        """Drop all requests and all answers that were not collected."""
 
         def drop(engine: Any) -> None:
             engine.abort_request(list(self._running))
@@ -95,16 +107,16 @@ class RolloutLoop:
 
     @property
     def ident(self) -> int:
-        """The thread's."""
+        """Identifier of the loop's thread."""
         assert self._thread.ident is not None
         return self._thread.ident
 
-    def stop(self) -> None:
-        """End the thread."""
-        self._commands.put(None)
-        self._thread.join(timeout=30)
+    def _require_running(self) -> None:
+        if self._error is not None:
+            raise RuntimeError(f"the engine loop stopped: {self._error}") from self._error
 
     def _run(self, build: Callable[[], Any], ready: Future[None]) -> None:
+        """Build the engine, then serve commands and step; an error ends the loop and is kept for later calls."""
         try:
             self.engine = build()
         except BaseException as error:
@@ -112,7 +124,8 @@ class RolloutLoop:
             return
         ready.set_result(None)
         try:
-            while self._serve_commands():
+            while True:
+                self._serve_commands()
                 if self.engine.has_unfinished_requests():
                     for output in self.engine.step():
                         if output.finished:
@@ -121,40 +134,33 @@ class RolloutLoop:
         except BaseException as error:
             self._error = error
 
-    def _serve_commands(self) -> bool:
-        """Run what is queued (waiting for something while idle); False ends the loop."""
+    def _serve_commands(self) -> None:
+        """Run all queued commands; while the engine is idle, wait until it has requests."""
         while True:
             try:
-                command = self._commands.get(block=not self.engine.has_unfinished_requests())
+                function, future = self._commands.get(block=not self.engine.has_unfinished_requests())
             except queue.Empty:
-                return True
-            if command is None:
-                return False
-            function, future = command
+                return
             try:
                 future.set_result(function())
             except BaseException as error:
                 future.set_exception(error)
 
-    def _add(self, engine: Any, request: Request) -> None:
-        from vllm import SamplingParams
 
-        sampling = request.sampling
-        self._running.add(request.id)
-        engine.add_request(
-            request.id,
-            {"prompt_token_ids": request.prompt_ids},
-            SamplingParams(
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                seed=request.seed,
-                logprobs=0,
-                detokenize=False,
-                stop_token_ids=list(request.stop_ids),
-            ),
-        )
+def _sampling_params(request: Request) -> Any:
+    from vllm import SamplingParams
+
+    sampling = request.sampling
+    return SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=request.seed,
+        logprobs=0,
+        detokenize=False,
+        stop_token_ids=list(request.stop_ids),
+    )
 
 
 def _finished(output: Any) -> Finished:

@@ -1,120 +1,133 @@
-"""The rollout worker: one vLLM engine in a Ray actor, its weights received and committed between steps."""
+"""RolloutWorker: one vLLM engine in a Ray actor, its weights received and committed between steps."""
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quadriga.actors.rollout.engine_loop import Finished, Request, RolloutLoop
+from quadriga.actors.rollout.engine_loop import EngineLoop, Finished, Request
 from quadriga.actors.runtime.device import engine_arguments, memory_bytes, start_torch
 from quadriga.actors.settings import RolloutSettings
 from quadriga.data.errors import Fault
 
+if TYPE_CHECKING:  # imports torch, which the driver need not do
+    from quadriga.actors.weights.bucket import Bucket
+
 
 class RolloutWorker:
-    """One vLLM engine in a Ray actor."""
+    """One vLLM engine in a Ray actor. `version` is the policy version that it holds, None while it holds none."""
 
     def __init__(self, settings: RolloutSettings, device: str):
         self.settings, self.device = settings, device
-        self.version = self._next = -1
+        self.version: int | None = None
+        self._incoming: int | None = None  # the version being received
 
     def start(self, model: str, dtype: str, max_tokens: int, load: bool) -> dict[str, Any]:
-        """Start the engine. load: read the weights of `model` (version 0); otherwise they come by a sync."""
+        """Start the engine; return seconds, peak memory and memory before the model was loaded, both in bytes.
+
+        max_tokens: longest sequence, prompt and answer together. load: read the weights of the folder `model` (version
+        0) instead of waiting for a sync.
+        """
         began = time.monotonic()
-        self.model = model
-        before = 0
-
-        def build() -> Any:
-            nonlocal before
-            from vllm.config import WeightTransferConfig
-            from vllm.engine.arg_utils import EngineArgs
-            from vllm.v1.engine.llm_engine import LLMEngine
-
-            from quadriga.actors.weights.object_store import BACKEND
-
-            settings = self.settings
-            start_torch(self.device, settings.threads)
-            before = memory_bytes(self.device)
-            arguments = dict(
-                model=model,
-                dtype=dtype,
-                max_model_len=max_tokens,
-                max_num_seqs=settings.max_num_seqs,
-                tensor_parallel_size=settings.tensor_parallel,
-                kv_cache_memory_bytes=settings.kv_cache_bytes,
-                enforce_eager=settings.enforce_eager,
-                enable_prefix_caching=settings.prefix_caching,
-                skip_tokenizer_init=True,
-                logprobs_mode="processed_logprobs",
-                distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
-                weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-                load_format="auto" if load else "dummy",
-                disable_log_stats=True,
-                trust_remote_code=False,
-                seed=0,
-            )
-            arguments |= engine_arguments(self.device, max_tokens) | settings.engine
-            return LLMEngine.from_engine_args(EngineArgs(**arguments))
-
-        self.loop = RolloutLoop(build)
+        self.loop = EngineLoop(lambda: self._build_engine(model, dtype, max_tokens, load))
         self.working_thread = self.loop.ident
+        # The transfer has nothing to set up, but vLLM wants a mapping.
         self.loop.call(lambda engine: engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}}))
         if load:
             self._commit(0)
         seconds = time.monotonic() - began
-        return {"seconds": seconds, "memory": memory_bytes(self.device), "memory_before_model": before}
+        return {
+            "seconds": seconds,
+            "memory": memory_bytes(self.device),
+            "memory_before_model": self._memory_before_model,
+        }
 
     def submit(self, requests: list[Request], version: int) -> None:
-        """Queue requests, to be answered by weights of this version.
+        """Queue requests, to be answered with the weights of this version.
 
-        Raises Fault if the engine holds another version: nothing is ever served by stale weights.
+        Raises Fault if the engine holds another version or none: stale weights never serve a request.
         """
         if version != self.version:
-            message = f"a worker was asked for answers of policy version {version} but holds version {self.version}"
+            held = "no weights" if self.version is None else f"version {self.version}"
+            message = f"a worker was asked for answers of policy version {version} but holds {held}"
             raise Fault(message, phase="generate", process="rollout")
         self.loop.add(requests)
 
     def clear(self) -> None:
-        """Drop every request and answer."""
+        """Drop all requests and answers."""
         self.loop.clear()
 
     def collect(self, wait: float) -> list[Finished]:
-        """Finished answers, waiting up to `wait` seconds for the first."""
+        """Return the answers finished since the last call, waiting up to `wait` seconds for the first."""
         return self.loop.collect(wait)
 
     def start_weight_update(self, version: int) -> None:
-        """Begin to receive the weights of a version. Until it is finished the worker serves nothing."""
-        self.version = -1
-        self._next = version
-        self.loop.call(lambda engine: _idle(engine).collective_rpc("start_weight_update"))
+        """Begin to receive the weights of a version; until it is finished the worker serves nothing.
 
-    def receive_bucket(self, entries: tuple[Any, ...], checksum: int, payload: Any) -> None:
-        """One bucket of weights."""
-        from quadriga.actors.weights.bucket import Bucket
+        Raises RuntimeError if a request is running.
+        """
+        self.version, self._incoming = None, version
+        self.loop.call(lambda engine: _require_idle(engine).collective_rpc("start_weight_update"))
 
-        info = {"bucket": Bucket(entries, payload, checksum)}
+    def receive_bucket(self, bucket: "Bucket") -> None:
+        """Load one bucket of weights. Raises RuntimeError if it arrived damaged."""
+        info = {"bucket": bucket}
         self.loop.call(lambda engine: engine.collective_rpc("update_weights", kwargs={"update_info": info}))
 
     def finish_weight_update(self) -> None:
-        """Check and commit the version being received."""
+        """Check and commit the version being received. Raises RuntimeError if weights were left out."""
+        assert self._incoming is not None, "no weight update was started"
         self.loop.call(lambda engine: engine.collective_rpc("finish_weight_update"))
-        self._commit(self._next)
+        self._commit(self._incoming)
 
     def load_folder(self, folder: str, version: int, bucket_bytes: int) -> None:
-        """Take the weights of a model folder, through the same path as a sync."""
+        """Load the weights of a model folder by the same path as a sync, as the given version."""
         from quadriga.actors.weights.bucket import pack_bucket
         from quadriga.actors.weights.source import buckets, folder_tensors
 
         self.start_weight_update(version)
         for tensors in buckets(folder_tensors(Path(folder)), bucket_bytes):
-            bucket = pack_bucket(tensors)
-            self.receive_bucket(bucket.entries, bucket.checksum, bucket.payload)
+            self.receive_bucket(pack_bucket(tensors))
         self.finish_weight_update()
 
     def memory(self) -> int:
-        """Peak memory of this process in bytes."""
+        """Return the peak memory of this process in bytes."""
         return memory_bytes(self.device)
 
+    def _build_engine(self, model: str, dtype: str, max_tokens: int, load: bool) -> Any:
+        """Make the LLMEngine, on the thread that will own it."""
+        from vllm.config import WeightTransferConfig
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from quadriga.actors.weights.object_store import BACKEND
+
+        settings = self.settings
+        start_torch(self.device, settings.threads)
+        self._memory_before_model = memory_bytes(self.device)
+        arguments = dict(
+            model=model,
+            dtype=dtype,
+            max_model_len=max_tokens,
+            max_num_seqs=settings.max_num_seqs,
+            tensor_parallel_size=settings.tensor_parallel,
+            kv_cache_memory_bytes=settings.kv_cache_bytes,
+            enforce_eager=settings.enforce_eager,
+            enable_prefix_caching=settings.prefix_caching,
+            skip_tokenizer_init=True,
+            logprobs_mode="processed_logprobs",
+            distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
+            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            load_format="auto" if load else "dummy",
+            disable_log_stats=True,
+            trust_remote_code=False,
+            seed=0,
+        )
+        arguments |= engine_arguments(self.device, max_tokens) | settings.engine
+        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+
     def _commit(self, version: int) -> None:
+        """Drop the prefix cache, which holds values of the old weights, and mark answers with the new version."""
+
         def commit(engine: Any) -> None:
             if self.settings.prefix_caching and not engine.reset_prefix_cache():
                 raise RuntimeError("vLLM did not drop its prefix cache after new weights")
@@ -124,7 +137,8 @@ class RolloutWorker:
         self.version = version
 
 
-def _idle(engine: Any) -> Any:
+def _require_idle(engine: Any) -> Any:
+    """Return the engine. Raises RuntimeError if it has a request."""
     if engine.has_unfinished_requests():
-        raise RuntimeError("weights may only change when no request runs")
+        raise RuntimeError("weights may only change while no request is running")
     return engine

@@ -1,1 +1,1 @@
-"""Weights from trainer to engine: whole tensors out of ZeRO (source), buckets, and the transfer that carries them."""
+"""Weights from trainer to engine: whole tensors out of ZeRO (source), buckets, and their transfer through Ray."""

@@ -1,6 +1,6 @@
-"""A bucket: several whole tensors as one run of bytes with a checksum.
+"""Buckets of weights: several whole tensors as one run of bytes with a checksum.
 
-Free of vLLM, so that model workers need not import it.
+This file does not import vLLM, which model workers do not need.
 """
 
 import zlib
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies in a bucket's bytes."""
+    """Place of one tensor in a bucket's bytes; offset and size are in bytes."""
 
     name: str
     dtype: str
@@ -24,7 +24,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Several whole tensors as one run of bytes. `payload` is a uint8 array (or, on the wire, a reference to one)."""
+    """Several whole tensors as one run of bytes. payload: uint8 array. checksum: CRC-32 of the payload."""
 
     entries: tuple[Entry, ...]
     payload: Any
@@ -32,7 +32,7 @@ class Bucket:
 
 
 def pack_bucket(tensors: list[tuple[str, torch.Tensor]]) -> Bucket:
-    """Copy tensors into fresh memory with a CRC-32 of the bytes."""
+    """Copy named tensors into a new bucket."""
     entries, offset = [], 0
     for name, tensor in tensors:
         size = tensor.numel() * tensor.element_size()
@@ -46,14 +46,14 @@ def pack_bucket(tensors: list[tuple[str, torch.Tensor]]) -> Bucket:
 
 
 def unpack_bucket(bucket: Bucket) -> list[tuple[str, torch.Tensor]]:
-    """The tensors of a bucket, as views of one run of bytes.
+    """Return the tensors of a bucket by name, as views of one run of bytes.
 
-    Raises RuntimeError if the bytes are not those that were sent.
+    Raises RuntimeError if the bytes are not those that were packed.
     """
     if zlib.crc32(bucket.payload) != bucket.checksum:
         names = f"{bucket.entries[0].name} to {bucket.entries[-1].name}"
         raise RuntimeError(f"the weights of {names} arrived damaged: their CRC-32 differs from the sender's")
-    # The object store hands out read-only memory, which torch will not wrap: copied only then.
+    # Memory from Ray's object store is read-only, which torch does not wrap: it is copied, other memory is not.
     flat = torch.from_numpy(np.require(bucket.payload, requirements="W"))
     return [
         (e.name, flat[e.offset : e.offset + e.size].view(getattr(torch, e.dtype)).reshape(e.shape))

@@ -1,4 +1,7 @@
-"""Whole tensors, bucket by bucket, out of a ZeRO-partitioned model or a folder: the one way weights leave a worker."""
+"""Weights as whole tensors, bucket by bucket, from a ZeRO-partitioned model or a model folder.
+
+Syncs and exports both read weights here.
+"""
 
 import json
 from collections.abc import Iterator
@@ -7,22 +10,22 @@ from typing import Any
 
 
 def named_weights(model: Any) -> list[tuple[str, Any]]:
-    """Every tensor of the exported model, tied ones under each of their names.
+    """Return every parameter of a model by name, tied ones under each of their names.
 
-    `named_parameters()` drops a tied `lm_head.weight`; an engine that is not told of it keeps its old head in silence.
+    `named_parameters()` drops a tied `lm_head.weight`; an engine that does not receive it silently keeps its old head.
     """
     return list(model.named_parameters(remove_duplicate=False))
 
 
 def full_shape(parameter: Any) -> tuple[int, ...]:
-    """The shape of the whole tensor, also where ZeRO-3 holds only a slice."""
+    """Return the shape of the whole tensor, even if ZeRO-3 keeps only a slice of it here."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def buckets(names: list[tuple[str, Any]], bucket_bytes: int) -> list[list[tuple[str, Any]]]:
-    """Cut the tensors into buckets of about `bucket_bytes`, never inside a block such as one layer's attention.
+    """Divide tensors into buckets of about `bucket_bytes`, never inside a block such as one layer's attention.
 
-    An engine that fuses q/k/v or gate/up waits for a whole block; a cut through it would only keep more memory alive.
+    An engine that fuses q/k/v or gate/up waits for a whole block; dividing one would only keep more memory alive.
     """
     blocks: dict[str, list[tuple[str, Any]]] = {}
     for name, parameter in names:
@@ -42,9 +45,10 @@ def buckets(names: list[tuple[str, Any]], bucket_bytes: int) -> list[list[tuple[
 def gathered_buckets(
     model: Any, bucket_bytes: int, names: list[tuple[str, Any]] | None = None
 ) -> Iterator[list[tuple[str, Any]]]:
-    """Whole tensors, a bucket at a time; every rank must exhaust this together (each bucket is one collective gather).
+    """Yield buckets of whole tensors; names: the parameters to gather, by default `named_weights`.
 
-    The tensors are valid until the next bucket is asked for.
+    Every bucket is a collective gather, so all ranks must iterate to the end together. Its tensors are valid until the
+    next bucket is requested.
     """
     import torch
 
@@ -60,7 +64,7 @@ def gathered_buckets(
 
 
 def folder_tensors(path: str | Path) -> list[tuple[str, Any]]:
-    """The tensors of a model folder, a tied `lm_head.weight` included."""
+    """Return the tensors of a model folder by name, including a tied `lm_head.weight`."""
     from safetensors.torch import load_file
 
     tensors: dict[str, Any] = {}
@@ -73,6 +77,7 @@ def folder_tensors(path: str | Path) -> list[tuple[str, Any]]:
 
 
 def _bytes(parameter: Any) -> int:
+    """Return the size of the whole tensor in bytes."""
     count = 1
     for size in full_shape(parameter):
         count *= size

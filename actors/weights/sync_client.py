@@ -1,4 +1,4 @@
-"""The trainer's side of a sync: which worker gets what, by when, and who was lost on the way.
+"""WeightSyncClient: the trainer's side of a weight sync, with a deadline on every call and the workers lost on the way.
 
 The receiving engine is in object_store.py.
 """
@@ -14,7 +14,7 @@ from quadriga.data.errors import Lost
 
 
 class WeightSyncClient:
-    """Rank 0's line to the rollout workers: start, buckets, finish; every call has a deadline.
+    """Rank 0's connection to the rollout workers: start, buckets, finish.
 
     A worker that is lost on the way gets nothing more and is reported; the others get everything.
     """
@@ -27,7 +27,7 @@ class WeightSyncClient:
         self._started = False
 
     def send(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
-        """One bucket to every worker; returns when all have it."""
+        """Send one bucket to every worker; return when all have it."""
         import ray
 
         if not self._started:
@@ -35,15 +35,17 @@ class WeightSyncClient:
             self._started = True
         bucket = pack_bucket(tensors)
         self.bytes += bucket.payload.nbytes
-        # The payload travels once as an object of its own; each worker maps it instead of copying.
-        self._call("receive_bucket", bucket.entries, bucket.checksum, ray.put(bucket.payload))
+        # Stored once, not once per worker, and as a whole: Ray resolves a reference that is itself an argument, not one
+        # inside an argument. Pickling leaves the payload in shared memory, which each worker maps instead of copying.
+        self._call("receive_bucket", ray.put(bucket))
 
     def finish(self) -> tuple[int, dict[str, Lost]]:
-        """Commit the version on every worker; returns the bytes sent to each, and who was lost."""
+        """Commit the version on every worker; return the bytes sent to each, and losses by worker name."""
         self._call("finish_weight_update")
         return self.bytes, self.lost
 
     def _call(self, method: str, *arguments: Any) -> None:
+        """Call a method of every worker that is not lost, and note those that are lost now."""
         refs = {name: getattr(worker, method).remote(*arguments) for name, worker in self._workers.items()}
         _, lost = gather(refs, "sync", self._deadlines.call, self._workers, self._deadlines.heartbeat)
         self.lost |= lost

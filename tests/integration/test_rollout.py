@@ -128,6 +128,6 @@ def test_a_damaged_bucket_is_refused_and_nothing_served(
     (worker,) = pool.fleet.workers
     ray.get(worker.handle.start_weight_update.remote(7))
     with pytest.raises(RuntimeError, match="arrived damaged: their CRC-32 differs from the sender's"):
-        ray.get(worker.handle.receive_bucket.remote(bucket.entries, bucket.checksum, bucket.payload))
-    with pytest.raises(Fault, match=f"asked for answers of policy version {pool.version} but holds version -1"):
+        ray.get(worker.handle.receive_bucket.remote(bucket))
+    with pytest.raises(Fault, match=f"asked for answers of policy version {pool.version} but holds no weights"):
         pool.generate(asked, 1, SAMPLING, 0, 0)
