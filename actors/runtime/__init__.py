@@ -1,1 +1,1 @@
-"""What every actor process stands on: device, environment, network, remote calls, forking, injected faults."""
+"""What an actor process needs: device, environment, network, remote calls, forking and fault injection."""

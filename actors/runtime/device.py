@@ -1,4 +1,4 @@
-"""What a device is: the only file that tells CPU from CUDA."""
+"""Device facts: environments of driver and actors, and settings of torch and vLLM that differ between CPU and CUDA."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 ENVIRONMENT = {
-    # Models and data sets are local; a hub look-up would only wait for a time-out.
+    # Models and data sets are local; a look-up in the hub would only wait for its timeout.
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -20,18 +20,18 @@ ENVIRONMENT = {
 
 
 def driver_environment() -> dict[str, str]:
-    """Environment of the driver, and of Ray where we start it."""
+    """Return the environment of the driver, and of Ray where we start it."""
     return ENVIRONMENT | {
         "DS_ACCELERATOR": "cpu",  # the driver computes nothing; without this DeepSpeed looks for devices and warns
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "RAY_worker_niceness": "0",  # Ray's 15 would let anything else on the machine starve the training
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing",  # we say who, and what follows
+        "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing",  # our messages name it
     }
 
 
 def prepare_driver() -> None:
-    """Set the driver's environment, before it imports torch or Ray; what the user has set stays."""
+    """Set the driver's environment, before it imports torch or Ray; variables set by the user are kept."""
     for name, value in driver_environment().items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -39,9 +39,9 @@ def prepare_driver() -> None:
 
 
 def resolve_device(setting: str) -> str:
-    """`auto`, `cpu` or `cuda` -> the device of the processes of this run.
+    """Return the device of a run's processes, `cpu` or `cuda`, for the setting `auto`, `cpu` or `cuda`.
 
-    `auto` asks the Ray cluster: any GPU in it means CUDA.
+    `auto` is `cuda` if the Ray cluster has a GPU.
     """
     if setting != "auto":
         return setting
@@ -51,16 +51,16 @@ def resolve_device(setting: str) -> str:
 
 
 def without_gpu(setting: str) -> bool:
-    """Whether processes on this machine will run on its CPU, told without asking CUDA."""
+    """Return whether processes on this machine will run on its CPU, without initialising CUDA."""
     return setting == "cpu" or (setting == "auto" and not os.path.exists("/dev/nvidiactl"))
 
 
 def process_environment(device: str, threads: int) -> dict[str, str]:
-    """Environment of an actor process, set before it imports torch."""
+    """Return the environment of an actor process, to be set before it imports torch; threads: of its CPU kernels."""
     env = dict(ENVIRONMENT, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     if device == "cpu":
         env |= {"DS_ACCELERATOR": "cpu", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_TARGET_DEVICE": "cpu"}
-        # vLLM has one helper of its sampler compiled, which takes 5 s and a C++ compiler to save microseconds.
+        # vLLM compiles one helper of its sampler, which takes 5 s and a C++ compiler and saves microseconds.
         env |= {"TORCH_COMPILE_DISABLE": "1"}
     else:
         env |= {"NCCL_CUMEM_ENABLE": "0"}
@@ -68,20 +68,20 @@ def process_environment(device: str, threads: int) -> dict[str, str]:
 
 
 def engine_arguments(device: str, max_tokens: int) -> dict[str, Any]:
-    """vLLM EngineArgs that depend on the device."""
+    """Return the vLLM EngineArgs that depend on the device; max_tokens: longest sequence."""
     if device == "cpu":
-        # After a part of a prompt vLLM turns a request's seeded generator back, which CPU generators cannot do.
+        # After a chunk of a prompt vLLM rewinds the request's seeded generator, which CPU generators cannot do.
         return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(8192, max_tokens)}
     return {}
 
 
 def start_torch(device: str, threads: int) -> Any:
-    """Prepare torch in this process; returns the torch.device models live on."""
+    """Prepare torch in this process; return the torch.device of its models."""
     import torch
 
-    # oneMKL 2024.2, in torch's CPU wheels, looks up the CPU when a vector function is first called, and for an instant
-    # holds a number that means a kernel of low accuracy: of two threads in there at once, one computed its half of a
-    # cosine 1e-4 off, in one start of a thousand (pytorch/pytorch#188792). One call on one thread settles it for all.
+    # oneMKL 2024.2, in torch's CPU wheels, detects the CPU when a vector function is first called, and its variable for
+    # an instant holds a value that selects a kernel of low accuracy: of two threads that call at once, one computed its
+    # half of a cosine 1e-4 off, once in a thousand starts (pytorch/pytorch#188792). One call on one thread prevents it.
     torch.cos(torch.zeros(1))
     torch.set_num_threads(threads)
     if device == "cuda":
@@ -92,12 +92,12 @@ def start_torch(device: str, threads: int) -> Any:
 
 
 def communication_backend(device: str) -> str:
-    """torch.distributed backend of a group of ranks."""
+    """Return the torch.distributed backend of a group of ranks."""
     return "nccl" if device == "cuda" else "gloo"
 
 
 def memory_bytes(device: str) -> int:
-    """Peak memory of this process on its device: CUDA allocations, or resident memory on CPU."""
+    """Return this process's peak memory on its device in bytes: CUDA allocations, or resident memory on CPU."""
     if device == "cuda":
         import torch
 
@@ -106,5 +106,5 @@ def memory_bytes(device: str) -> int:
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))

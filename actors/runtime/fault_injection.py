@@ -1,4 +1,4 @@
-"""Faults that a process can be told to have, so that recovery is rehearsed: each of them is the real thing."""
+"""Fault injection inside a process, to rehearse recovery: each fault is real, not simulated."""
 
 import contextlib
 import ctypes
@@ -10,23 +10,24 @@ from pathlib import Path
 
 
 class InjectedFault(Exception):
-    """An error that was asked for."""
+    """An error raised on purpose."""
 
 
 def inject_fault(action: str, seconds: float, thread: int | None) -> None:
-    """Have a fault in this process.
+    """Cause a fault in this process.
 
-    kill: SIGKILL. stop: SIGSTOP, for good. slow: SIGSTOP, and SIGCONT after `seconds`. disconnect: every TCP connection
-    of this process is shut down. raise: `InjectedFault` is raised in `thread` (its ident), at its next bytecode.
+    action: `kill` (SIGKILL), `stop` (SIGSTOP for good), `slow` (SIGSTOP, and SIGCONT after `seconds`), `disconnect`
+    (shut down all TCP connections of this process) or `raise` (raise `InjectedFault` in the thread with the identifier
+    `thread`, at its next bytecode).
     """
-    own = os.getpid()
+    pid = os.getpid()
     if action == "kill":
-        os.kill(own, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
     elif action == "stop":
-        os.kill(own, signal.SIGSTOP)
+        os.kill(pid, signal.SIGSTOP)
     elif action == "slow":
-        # Another process has to wake this one.
-        command = f"kill -STOP {own}; sleep {seconds:g}; kill -CONT {own}"
+        # A stopped process cannot continue itself.
+        command = f"kill -STOP {pid}; sleep {seconds:g}; kill -CONT {pid}"
         subprocess.Popen(["sh", "-c", command], start_new_session=True, stdin=subprocess.DEVNULL)
     elif action == "disconnect":
         for number in _sockets():
@@ -39,6 +40,7 @@ def inject_fault(action: str, seconds: float, thread: int | None) -> None:
 
 
 def _sockets() -> list[int]:
+    """Return the file descriptors of this process that are sockets."""
     numbers = []
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):

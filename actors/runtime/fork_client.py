@@ -1,6 +1,7 @@
-"""What Ray runs instead of Python to start a worker: hands all to the fork server and waits for the worker's end.
+"""Client of the fork server: Ray runs it instead of Python to start a worker.
 
-Run as a script, with the standard library only: `python -I -S fork_client.py SOCKET script.py ARGUMENTS...`.
+It passes everything on to the server and waits until the forked worker ends. It runs as a script and imports only the
+standard library: `python -I -S fork_client.py SOCKET script.py ARGUMENTS...`.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 
 def send(path: str, order: dict[str, Any], descriptors: list[int]) -> socket.socket:
-    """Connect to the server, send an order with open files, return the connection."""
+    """Connect to the server, send an order with open file descriptors, and return the connection."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
     body = json.dumps(order).encode()
@@ -22,7 +23,7 @@ def send(path: str, order: dict[str, Any], descriptors: list[int]) -> socket.soc
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """The order and the open files of a `send`."""
+    """Return the order and file descriptors of a `send`. Raises EOFError if the connection ends too early."""
     header, descriptors, _, _ = socket.recv_fds(connection, 4, 8, socket.MSG_WAITALL)
     (length,) = struct.unpack(">I", header)
     body = bytearray()
@@ -35,7 +36,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def main() -> None:
-    """Have the worker forked with our arguments, environment, folder and streams; its end closes the connection."""
+    """Have a worker forked with our arguments, environment, folder and streams; the connection closes when it ends."""
     order = {"argv": sys.argv[2:], "env": dict(os.environ), "cwd": os.getcwd()}
     send(sys.argv[1], order, [0, 1, 2]).recv(1)
 

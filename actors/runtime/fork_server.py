@@ -1,8 +1,8 @@
-"""Starts processes in a second instead of fifteen: one process imports torch and the rest, each new one is forked.
+"""ForkServer: a process that imports torch and the rest once, and forks workers in a second instead of fifteen.
 
-Ray starts a worker by the command `runtime_env["py_executable"]`; ours is `fork_client.py`, which hands its arguments,
-environment and standard streams to the server here and ends when the forked worker ends. For CPU processes of this
-machine only: a fork is no use to CUDA, and beside loading a large model imports are nothing.
+Ray starts a worker with the command `runtime_env["py_executable"]`; ours is `fork_client.py`, which passes its
+arguments, environment and standard streams to the server and ends when the forked worker ends. Only CPU processes of
+this machine are forked: CUDA does not survive a fork, and imports are short compared to loading a large model.
 """
 
 import gc
@@ -49,10 +49,10 @@ _current: "ForkServer | None" = None
 
 @contextmanager
 def forking(cluster: ClusterSettings, *kinds: str) -> Iterator[None]:
-    """Have workers forked that are started inside the block, where the cluster is this machine's CPU.
+    """Have workers that start inside the block forked, if the cluster is this machine's CPU.
 
-    The earlier it begins the better: the imports go on beside whatever comes before the first worker. kinds: of worker
-    that are wanted for certain. Nested use does nothing more.
+    Enter the block early: imports run in parallel to whatever comes before the first worker. kinds: of worker (`model`,
+    `rollout`) that will certainly be started. A nested block uses the outer one's server.
     """
     global _current
     if _current is not None or cluster.address is not None or not without_gpu(cluster.device):
@@ -69,17 +69,17 @@ def forking(cluster: ClusterSettings, *kinds: str) -> Iterator[None]:
 
 
 def worker_command(kind: str) -> dict[str, str]:
-    """What to add to a `runtime_env` to have a worker of this kind (`host` or `rollout`) forked; empty without server.
+    """Return the keys of a `runtime_env` that have a worker of this kind (`model` or `rollout`) forked.
 
-    Raises Fault when the server is gone.
+    Without a server they are none. Raises Fault if the server has ended.
     """
     return {"py_executable": _current.executable(kind)} if _current is not None else {}
 
 
 class ForkServer:
-    """The server's process, seen by the driver. It ends with the driver; what it forked does not depend on it.
+    """The driver's handle of the server process, which ends with the driver; forked processes do not depend on it.
 
-    environment: what modules see while they are imported. log: a file for what they print.
+    environment: variables that modules see while they are imported. log: file for their output.
     """
 
     def __init__(self, environment: dict[str, str], log: str = os.devnull):
@@ -106,16 +106,21 @@ class ForkServer:
             )
 
     def executable(self, kind: str) -> str:
-        """The command that starts a worker of this kind, as Ray's `py_executable`."""
+        """Return the command that starts a worker of this kind, as Ray's `py_executable`.
+
+        Raises Fault if the server has ended.
+        """
         if self.process.poll() is not None:
-            raise Fault(f"The process that others are forked of ended with {self.process.returncode}.", phase="start")
+            raise Fault(
+                f"The process that workers are forked from ended with {self.process.returncode}.", phase="start"
+            )
         self.prepare(kind)
         return f"{sys.executable} -I -S {fork_client.__file__} {self._sockets[kind]}"
 
     def prepare(self, kind: str) -> None:
-        """Begin to import what workers of this kind need, unless it was begun before."""
+        """Start importing the modules of this kind of worker, unless that was started before."""
         if kind == "rollout" and kind not in self._sockets:
-            # vLLM takes as long again as all the rest: a second server, forked of the first, has it too.
+            # vLLM takes as long to import as all the rest, so a second server, forked from the first, has it.
             self._sockets[kind] = f"{self._folder}/{kind}"
             with _listen(self._sockets[kind]) as listener:
                 fork_client.send(self._sockets["model"], {"modules": ROLLOUT_MODULES}, [listener.fileno()]).close()
@@ -128,9 +133,9 @@ class ForkServer:
 
 
 def serve(parent: int, listener: socket.socket, modules: Iterable[str]) -> None:
-    """Import the modules, then fork a process for every order, until the parent, which started this one, is gone."""
-    # Ray reads its environment, the job's id among it, when it is imported, so that is left to every process itself.
-    # vLLM looks for Ray as one of its executors; without it that one is missing, and we use another.
+    """Import the modules, then fork a process per order until the parent process has ended."""
+    # Ray reads its environment, including the job's id, when it is imported, so every process imports it by itself.
+    # vLLM tries to import Ray for one of its executors, which we do not use.
     sys.modules["ray"] = None  # type: ignore[assignment]
     for module in modules:
         importlib.import_module(module)
@@ -138,7 +143,7 @@ def serve(parent: int, listener: socket.socket, modules: Iterable[str]) -> None:
     threads = len(list(Path("/proc/self/task").iterdir()))
     assert threads == 1, f"a process with {threads} threads cannot be forked"
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # let the kernel reap children
     listener.settimeout(1.0)
     server = os.getpid()
     while os.getppid() == parent:
@@ -155,9 +160,9 @@ def serve(parent: int, listener: socket.socket, modules: Iterable[str]) -> None:
 
 
 def _become(server: int, order: dict[str, Any], descriptors: list[int]) -> None:
-    """In a process forked of the server: be a server with more modules, or the script ordered. Does not return."""
+    """In a forked process, become a server with more modules or run the ordered script. Does not return."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.setsid()  # Ray kills the whole process group of a worker that died
+    os.setsid()  # Ray kills the process group of a dead worker, which must not be the server's
     if "modules" in order:
         serve(server, socket.socket(fileno=descriptors[0]), order["modules"])
         os._exit(0)
@@ -170,8 +175,8 @@ def _become(server: int, order: dict[str, Any], descriptors: list[int]) -> None:
     sys.argv = order["argv"]
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
-    except SystemExit as done:
-        os._exit(done.code if isinstance(done.code, int) else int(done.code is not None))
+    except SystemExit as end:
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -179,6 +184,7 @@ def _become(server: int, order: dict[str, Any], descriptors: list[int]) -> None:
 
 
 def _listen(path: str) -> socket.socket:
+    """Return a listening Unix socket at this path."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
@@ -186,10 +192,10 @@ def _listen(path: str) -> socket.socket:
 
 
 if __name__ == "__main__":
-    own = socket.socket(fileno=int(sys.argv[2]))
-    serve(int(sys.argv[1]), own, sys.argv[3:])
-    folder = Path(own.getsockname()).parent  # a driver that was killed could not remove it
-    for left in folder.iterdir():
-        if left.is_socket():
-            left.unlink()
+    listener = socket.socket(fileno=int(sys.argv[2]))
+    serve(int(sys.argv[1]), listener, sys.argv[3:])
+    folder = Path(listener.getsockname()).parent  # a driver that was killed could not remove it
+    for file in folder.iterdir():
+        if file.is_socket():
+            file.unlink()
     folder.rmdir()

@@ -1,4 +1,4 @@
-"""Starting an actor process: its environment, log file and name, and the thread on which it shows signs of life."""
+"""Actor processes: their environment, log file and name, and a thread that answers heartbeats."""
 
 import faulthandler
 import os
@@ -13,9 +13,9 @@ from quadriga.actors.runtime.fork_server import worker_command
 
 
 def take_over_output(path: str) -> None:
-    """Send stdout and stderr of this process, C level included, to a file of the run.
+    """Append this process's stdout and stderr, including those of C code, to a file.
 
-    Crashes leave their stacks there, and so does SIGUSR1 (`kill -USR1 PID`), which ends nothing.
+    A crash leaves its stacks there, and so does SIGUSR1 (`kill -USR1 PID`), which does not end the process.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -29,14 +29,14 @@ def take_over_output(path: str) -> None:
 
 
 def runtime_env(kind: str, device: str, threads: int) -> dict[str, Any]:
-    """Ray's `runtime_env` of a process. kind: `model` or `rollout`."""
+    """Return Ray's `runtime_env` of a process; kind: `model` or `rollout`, threads: of its CPU kernels."""
     return {"env_vars": process_environment(device, threads)} | worker_command(kind)
 
 
 def remote_process(cls: type, log: str, name: str) -> Any:
-    """The class as a Ray actor class that runs in its own process: output goes to `log` before anything else happens.
+    """Return a class as a Ray actor class that first of all sends its process's output to the file `log`.
 
-    Calls in the concurrency group `heartbeat` have a thread of their own.
+    name: of the main thread. Calls in the concurrency group `heartbeat` run on a separate thread.
     """
     import ray
 
@@ -47,11 +47,11 @@ def remote_process(cls: type, log: str, name: str) -> Any:
             super().__init__(*arguments)
 
         def heartbeat(self) -> tuple[str, int]:
-            """A sign of life: Ray's id of the node, and process id."""
+            """Answer from a separate thread, even during a call: Ray's id of the node, and process id."""
             return ray.get_runtime_context().get_node_id(), os.getpid()
 
         def inject_fault(self, action: str, seconds: float) -> None:
-            """Have a fault, as a rehearsal."""
+            """Cause a fault in this process (see `fault_injection.inject_fault`)."""
             inject_fault(action, seconds, getattr(self, "working_thread", None))
 
     Process.__name__ = Process.__qualname__ = cls.__name__

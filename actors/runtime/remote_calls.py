@@ -1,4 +1,4 @@
-"""The one place that waits for remote work: it knows the phase, who is waited for, for how long, and who is silent."""
+"""Waiting for remote calls: every wait has a phase, a deadline and heartbeats, and names lost processes."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -7,9 +7,9 @@ from typing import Any
 from quadriga.data.errors import Fault, Lost, ProcessDied, UserError
 
 HEARTBEAT_INTERVAL = 5.0
-"""Seconds without an answer after which those who owe one are asked for a sign of life."""
+"""Seconds without a result after which the processes waited for are asked for a heartbeat."""
 GRACE_SECONDS = 5.0
-"""Seconds that a failed call waits for a death that explains it: a dead rank's peers fail before it is missed."""
+"""Seconds to wait for a death that explains a failed call: peers of a dead rank fail before Ray reports its death."""
 
 
 def wait_all(
@@ -19,11 +19,12 @@ def wait_all(
     actors: Mapping[str, Any] | None = None,
     heartbeat: float | None = None,
 ) -> dict[str, Any]:
-    """Results of remote calls by name ("actor 0" -> reference), or the loss that explains why there are none.
+    """Return the results of remote calls by name; refs: name, such as "actor 0", -> reference.
 
-    limit: seconds for all of them together. actors: handles by name; those that show no sign of life for `heartbeat`
-    seconds are lost, however much of the limit is left.
-    Raises Lost for a process that died, failed or was late; a Fault or UserError raised remotely stays what it is.
+    limit: seconds for all of them together. actors: handles by name; one that does not answer heartbeats for
+    `heartbeat` seconds is lost, however much of the limit is left.
+    Raises Lost, of several losses the one that explains the others, if a process died, failed or was late; a Fault or
+    UserError raised remotely is raised unchanged.
     """
     results, lost = gather(refs, phase, limit, actors, heartbeat, first=True)
     if lost:
@@ -39,7 +40,7 @@ def gather(
     heartbeat: float | None = None,
     first: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Lost]]:
-    """`wait_all` that returns (results, losses) by name, everybody's or, with `first`, up to the first loss."""
+    """Return (results, losses) by name, as `wait_all` without raising Lost; with `first`, up to the first loss."""
     heartbeats = Heartbeats(actors or {}, phase, heartbeat)
     pending, end = dict(refs), time.monotonic() + limit
     beat = min(HEARTBEAT_INTERVAL, (heartbeat or HEARTBEAT_INTERVAL) / 3)
@@ -60,7 +61,7 @@ def gather(
 
 
 def poll(refs: Mapping[str, Any], phase: str, timeout: float) -> tuple[dict[str, Any], dict[str, Lost]]:
-    """(results, losses) by name of what has ended by now; waits up to `timeout` seconds for the first.
+    """Return (results, losses) by name of the calls that have ended, waiting up to `timeout` seconds for the first.
 
     Raises a Fault or UserError that was raised remotely.
     """
@@ -68,7 +69,7 @@ def poll(refs: Mapping[str, Any], phase: str, timeout: float) -> tuple[dict[str,
 
     names = {ref: name for name, ref in refs.items()}
     ready, _ = ray.wait(list(names), num_returns=1, timeout=timeout)
-    if ready:  # whatever else is there already
+    if ready:  # and all others that have ended by now
         ready, _ = ray.wait(list(names), num_returns=len(names), timeout=0)
     results: dict[str, Any] = {}
     losses: dict[str, Lost] = {}
@@ -87,14 +88,17 @@ def poll(refs: Mapping[str, Any], phase: str, timeout: float) -> tuple[dict[str,
 
 
 class Heartbeats:
-    """Signs of life. A process that computes still answers, on a thread of its own; a stopped one does not."""
+    """Heartbeats of processes: one that computes still answers, on a separate thread; a stopped one does not.
+
+    limit: seconds without an answer after which a process is lost; None asks for no heartbeats.
+    """
 
     def __init__(self, actors: Mapping[str, Any], phase: str, limit: float | None):
         self._actors, self._phase, self._limit = actors, phase, limit
-        self._asked: dict[str, tuple[Any, float]] = {}
+        self._requested: dict[str, tuple[Any, float]] = {}
 
     def silent(self, names: Iterable[str]) -> dict[str, Lost]:
-        """Ask these for a sign of life; those that have owed one for longer than the limit, as losses."""
+        """Request a heartbeat of each process; return losses for those whose answer is overdue."""
         import ray
 
         lost: dict[str, Lost] = {}
@@ -103,10 +107,10 @@ class Heartbeats:
         for name in names:
             if name not in self._actors:
                 continue
-            ref, since = self._asked.get(name) or (request_heartbeat(self._actors[name]), time.monotonic())
-            self._asked[name] = ref, since
+            ref, since = self._requested.get(name) or (request_heartbeat(self._actors[name]), time.monotonic())
+            self._requested[name] = ref, since
             if ray.wait([ref], timeout=0)[0]:
-                del self._asked[name]  # alive, or dead: then the call itself says so
+                del self._requested[name]  # alive, or dead: then the call itself says so
             elif time.monotonic() - since > self._limit:
                 message = f"{name} shows no sign of life for {self._limit:.0f} s (stopped, or cut off)"
                 lost[name] = Lost(message, phase=self._phase, process=name)
@@ -114,12 +118,12 @@ class Heartbeats:
 
 
 def request_heartbeat(actor: Any) -> Any:
-    """Ask a process of ours for a sign of life; returns the reference of its answer."""
+    """Request a heartbeat of a `remote_process`; return the reference of its answer."""
     return actor.heartbeat.options(concurrency_group="heartbeat").remote()
 
 
 def _cause(lost: dict[str, Lost], others: Mapping[str, Any], phase: str) -> Lost:
-    """The loss that explains the others: a process that died, else the first that failed."""
+    """Return the loss that explains the others: a process that died, else the first that failed."""
     end = time.monotonic() + GRACE_SECONDS
     while not any(isinstance(loss, ProcessDied) for loss in lost.values()) and others and time.monotonic() < end:
         done, more = poll(others, phase, max(0.0, end - time.monotonic()))
@@ -129,7 +133,7 @@ def _cause(lost: dict[str, Lost], others: Mapping[str, Any], phase: str) -> Lost
 
 
 def _first_line(error: Exception) -> str:
-    """Ray's first line, and how the process ended or, where it never started, the error that ended it."""
-    said = str(error).partition("Some common causes")[0]
-    first, *more = [line.strip() for line in said.splitlines() if line.strip()] or [type(error).__name__]
+    """Return Ray's first line and how the process ended or, if it never started, the error that ended it."""
+    message = str(error).partition("Some common causes")[0]
+    first, *more = [line.strip() for line in message.splitlines() if line.strip()] or [type(error).__name__]
     return " ".join([first, *([line for line in more if "exit" in line.lower()] or more[-1:])[:1]])

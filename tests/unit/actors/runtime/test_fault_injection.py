@@ -1,4 +1,4 @@
-"""Rehearsed faults are the real thing: what the operating system says of a process that has them."""
+"""Injected faults are real: what the operating system reports of a process that has one."""
 
 import signal
 import socket
@@ -28,19 +28,20 @@ except InjectedFault:
 
 
 def start(action: str) -> "subprocess.Popen[str]":
-    """A process that suffers this a moment after it says that it is ready."""
+    """A process that has this fault a moment after it prints that it is ready."""
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, action], stdout=subprocess.PIPE, text=True)
-    assert process.stdout and process.stdout.readline() == "ready\n"
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
     return process
 
 
 def state(pid: int) -> str:
-    """R, S, T, Z as in /proc."""
+    """State of a process in /proc: R, S, T or Z."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Fails when a condition does not come true."""
+    """Wait until a condition is true; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -69,11 +70,11 @@ def test_slow_is_stopped_for_a_while() -> None:
     assert process.communicate(timeout=10)[0] == "lived\n"
 
 
-def test_raise_reaches_the_thread_that_works() -> None:
+def test_raise_reaches_the_working_thread() -> None:
     assert start("raise").communicate(timeout=10)[0] == "raised\n"
 
 
-def test_disconnect_ends_tcp_connections_and_no_other() -> None:
+def test_disconnect_ends_only_tcp_connections() -> None:
     program = """
 import socket, sys
 from quadriga.actors.runtime.fault_injection import inject_fault
@@ -91,6 +92,6 @@ print(repr(tcp.recv(1)), pair[1].recv(1))
     assert done.stdout == "b'' b'x'\n", done.stderr
 
 
-def test_nothing_is_raised_in_a_process_that_does_not_work_yet() -> None:
+def test_raise_needs_a_working_thread() -> None:
     with pytest.raises(AssertionError, match="has not started to work"):
         inject_fault("raise", 0.0, None)

@@ -1,4 +1,4 @@
-"""The fork server: a script runs in a fork as it would in a process of its own."""
+"""The fork server: a script runs in a fork as it would in a new process."""
 
 import json
 import os
@@ -30,8 +30,11 @@ sys.exit(3)
 """
 
 
+Server = tuple[str, "subprocess.Popen[bytes]"]
+
+
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def server(tmp_path: Path) -> Iterator[Server]:
     """A server that has imported `fractions`: its socket and its process."""
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -46,7 +49,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
 
 
 def client(path: str, folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """What Ray runs to start a worker."""
+    """Start the script as Ray starts a worker."""
     (folder / "script.py").write_text(SCRIPT)
     return subprocess.Popen(
         [sys.executable, "-I", "-S", fork_client.__file__, path, str(folder / "script.py"), *arguments],
@@ -57,13 +60,11 @@ def client(path: str, folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_a_script_sees_its_own_arguments_environment_folder_and_streams(
-    server: tuple[str, "subprocess.Popen[bytes]"], tmp_path: Path
-) -> None:
+def test_script_runs_as_in_a_new_process(server: Server, tmp_path: Path) -> None:
     path, process = server
     for argument in ("one", "two words"):
-        said = json.loads(client(path, tmp_path, argument).communicate(timeout=30)[0])
-        assert said == {
+        message = json.loads(client(path, tmp_path, argument).communicate(timeout=30)[0])
+        assert message == {
             "argv": [str(tmp_path / "script.py"), argument],
             "cwd": str(tmp_path),
             "colour": "red",
@@ -75,7 +76,7 @@ def test_a_script_sees_its_own_arguments_environment_folder_and_streams(
         }
 
 
-def test_the_client_ends_when_its_fork_does(server: tuple[str, "subprocess.Popen[bytes]"], tmp_path: Path) -> None:
+def test_client_ends_with_its_fork(server: Server, tmp_path: Path) -> None:
     waiting = client(server[0], tmp_path, "hang")
     assert waiting.stdout
     group = json.loads(waiting.stdout.readline())
@@ -83,26 +84,27 @@ def test_the_client_ends_when_its_fork_does(server: tuple[str, "subprocess.Popen
     (fork,) = [int(p.name) for p in Path("/proc").glob("[0-9]*") if _parent(p) == group["parent"]]
     os.kill(fork, signal.SIGKILL)
     assert waiting.wait(10) == 0
-    assert not Path(f"/proc/{fork}").exists()  # nor is it a zombie
+    assert not Path(f"/proc/{fork}").exists()  # nor does a zombie
 
 
-def test_a_server_forks_another_that_knows_more(server: tuple[str, "subprocess.Popen[bytes]"], tmp_path: Path) -> None:
+def test_server_forks_another_with_more_modules(server: Server, tmp_path: Path) -> None:
     path = str(tmp_path / "more")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
         fork_client.send(server[0], {"modules": ["colorsys"]}, [listener.fileno()]).close()
-    said = json.loads(client(path, tmp_path).communicate(timeout=30)[0])
-    assert said["known"] and said["parent"] != server[1].pid
+    message = json.loads(client(path, tmp_path).communicate(timeout=30)[0])
+    assert message["known"]
+    assert message["parent"] != server[1].pid
     server[1].kill()
     server[1].wait()
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{said['parent']}").exists():  # it ends with the one it was forked of
+    while Path(f"/proc/{message['parent']}").exists():  # it ends with the server that it was forked from
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def test_a_driver_that_was_killed_leaves_no_server_and_no_socket(tmp_path: Path) -> None:
+def test_killed_driver_leaves_no_server_and_no_socket(tmp_path: Path) -> None:
     code = (
         "import time; from quadriga.actors.runtime import fork_server; fork_server.MODEL_MODULES = ('fractions',)\n"
         "server = fork_server.ForkServer({}); print(server.process.pid, server._folder, flush=True); time.sleep(60)"
@@ -111,7 +113,8 @@ def test_a_driver_that_was_killed_leaves_no_server_and_no_socket(tmp_path: Path)
     driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     assert driver.stdout
     pid, folder = driver.stdout.readline().split()
-    assert Path(folder).parent == tmp_path and (Path(folder) / "model").is_socket()
+    assert Path(folder).parent == tmp_path
+    assert (Path(folder) / "model").is_socket()
     driver.kill()
     driver.wait()
     deadline = time.monotonic() + 10
@@ -127,10 +130,15 @@ def _parent(process: Path) -> int:
         return 0
 
 
-def test_only_workers_of_this_machines_cpu_are_forked_and_nested_use_has_the_outer_server() -> None:
-    for elsewhere in (ClusterSettings(address="10.0.0.1:6379"), ClusterSettings(device="cuda")):
-        with forking(elsewhere):
-            assert worker_command("model") == {}
+@pytest.mark.parametrize(
+    "cluster", [ClusterSettings(address="10.0.0.1:6379"), ClusterSettings(device="cuda")], ids=["address", "cuda"]
+)
+def test_workers_elsewhere_are_not_forked(cluster: ClusterSettings) -> None:
+    with forking(cluster):
+        assert worker_command("model") == {}
+
+
+def test_nested_block_uses_the_outer_server() -> None:
     with forking(ClusterSettings(device="cpu")):
         outer = worker_command("model")
         with forking(ClusterSettings(device="cpu"), "model"):
@@ -139,13 +147,16 @@ def test_only_workers_of_this_machines_cpu_are_forked_and_nested_use_has_the_out
     assert worker_command("model") == {}
 
 
-def test_what_is_wanted_for_certain_has_its_server_before_it_is_asked_for() -> None:
+def test_server_of_a_named_kind_starts_at_once() -> None:
     with forking(ClusterSettings(device="cpu"), "rollout"):
-        host = Path(worker_command("model")["py_executable"].split()[-1])
-        assert {file.name for file in host.parent.iterdir()} == {"model", "rollout"}
+        model = Path(worker_command("model")["py_executable"].split()[-1])
+        assert {file.name for file in model.parent.iterdir()} == {"model", "rollout"}
         rollout = worker_command("rollout")["py_executable"].split()[-1]
-        assert rollout == str(host.with_name("rollout"))
-    assert not host.parent.exists()
+        assert rollout == str(model.with_name("rollout"))
+    assert not model.parent.exists()
+
+
+def test_server_of_another_kind_does_not_start() -> None:
     with forking(ClusterSettings(device="cpu")):
-        host = Path(worker_command("model")["py_executable"].split()[-1])
-        assert {file.name for file in host.parent.iterdir()} == {"model"}
+        model = Path(worker_command("model")["py_executable"].split()[-1])
+        assert {file.name for file in model.parent.iterdir()} == {"model"}
