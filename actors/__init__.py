@@ -1,1 +1,1 @@
-"""What runs inside a Ray actor: model hosts, the vLLM rollout worker, groups, weight transfer, device."""
+"""Code that runs inside Ray actors: model workers, rollout workers, weight transfer, and the processes themselves."""

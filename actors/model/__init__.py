@@ -1,1 +1,1 @@
-"""One model in its processes: a rank of it (worker), all ranks of it (group), what they load, run and export."""
+"""One model in its processes: worker (one rank), group (all ranks), and how a model is loaded, run and exported."""

@@ -1,7 +1,7 @@
-"""DeepSpeed as a sharding engine: its configuration, its start, and the few calls we make of it.
+"""DeepSpeed as a sharding engine: its configuration, its start, and the few of its calls that are used.
 
-Imported inside actors only. The framework owns the accumulation boundary (`managed_gradient_accumulation: false`):
-every `step()` is one, whatever number of micro-batches came before.
+DeepSpeed is imported inside actors only. We, not DeepSpeed, decide where an optimizer step ends
+(`managed_gradient_accumulation: false`): at every `step()`, however many micro-batches came before.
 """
 
 import hashlib
@@ -16,30 +16,36 @@ from quadriga.actors.runtime.device import communication_backend
 from quadriga.actors.settings import ClusterSettings, ModelWorkerSettings, OptimizerSettings
 from quadriga.data.errors import UserError
 
-OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+RESERVED_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+)
 
 
 def deepspeed_config(
-    cluster: ClusterSettings, host: ModelWorkerSettings, optimizer: OptimizerSettings | None, device: str
+    cluster: ClusterSettings, worker: ModelWorkerSettings, optimizer: OptimizerSettings | None, device: str
 ) -> dict[str, Any]:
-    """The DeepSpeed JSON of one host, with the user's `cluster.deepspeed` merged over it.
+    """Return DeepSpeed's configuration of one model worker, with the user's `cluster.deepspeed` merged over it.
 
-    Raises UserError where the user's keys would decide batch size or accumulation, which are ours.
+    optimizer: None for a model that is not trained. Raises UserError for keys that the stage sets: batch sizes,
+    accumulation and clipping.
     """
-    taken = [key for key in OURS if key in cluster.deepspeed]
+    taken = [key for key in RESERVED_KEYS if key in cluster.deepspeed]
     if taken:
         raise UserError(
             f"cluster.deepspeed must not set {', '.join(taken)}: batches and clipping are set by the stage."
         )
     # Without an optimizer only stage 3 shards anything.
-    stage = host.zero_stage if optimizer is not None or host.zero_stage == 3 else 0
+    stage = worker.zero_stage if optimizer is not None or worker.zero_stage == 3 else 0
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
     if stage == 3:
         zero |= {"stage3_param_persistence_threshold": cluster.persistence_threshold}
-    if device == "cuda" and host.offload != "none":
+    if device == "cuda" and worker.offload != "none":
         if optimizer is not None:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-        if host.offload == "all" and stage == 3:
+        if worker.offload == "all" and stage == 3:
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
@@ -59,6 +65,7 @@ def deepspeed_config(
 
 
 def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` updated by `extra`, mappings key by key."""
     result = dict(base)
     for key, value in extra.items():
         result[key] = (
@@ -77,11 +84,15 @@ class ZeroEngine:
     def __init__(
         self, load: Callable[[], Any], config: dict[str, Any], optimizer: OptimizerSettings | None, device: str
     ):
+        """Join the process group, load the model and partition it; the group's ranks do so together.
+
+        load: returns the model. config: from `deepspeed_config`. optimizer: None for a model that is not trained.
+        """
         import deepspeed
         import deepspeed.ops
         import torch
 
-        # Its shared-memory collective is compiled at first use (35 s) and its peers spin when a rank dies.
+        # DeepSpeed's shared-memory collective takes 35 s to compile at first use, and ranks spin when a peer dies.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -92,17 +103,17 @@ class ZeroEngine:
         if self.stage == 3:
             from transformers.integrations import HfDeepSpeedConfig
 
-            self._keep = HfDeepSpeedConfig(config)  # from_pretrained partitions while this object lives
+            self._partition_on_load = HfDeepSpeedConfig(config)  # from_pretrained partitions while it is alive
         model = load()
-        client = None
+        adamw = None
         if optimizer is not None:
             groups = _decay_groups(model, optimizer.weight_decay)
-            client = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=client, config=config)
+            adamw = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
         self.module: Any = self.engine.module
         self._max_norm = config["gradient_clipping"]
         self._clipped_norm = 0.0
-        # Without ZeRO, in float32, DeepSpeed clips but does not tell the norm.
+        # Without ZeRO, in float32, DeepSpeed clips but does not report the norm.
         self.engine.clip_fp32_gradients = self._clip
 
     def backward(self, loss: Any) -> None:
@@ -110,21 +121,21 @@ class ZeroEngine:
         self.engine.backward(loss, scale_wrt_gas=False)
 
     def step(self, lr: float) -> float:
-        """Clip, apply AdamW at this learning rate; returns the global gradient norm before clipping.
+        """Clip and apply AdamW at this learning rate; return the global gradient norm before clipping.
 
-        Raises NonFiniteGradient, on every rank alike and with no weight changed, where that norm is inf or nan.
+        Raises NonFiniteGradient, on every rank and before any weight changes, if that norm is inf or nan.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
         norm = self.engine.get_global_grad_norm()
-        # DeepSpeed itself skips such a step, without a word.
+        # DeepSpeed itself silently skips such a step.
         if getattr(self.engine.optimizer, "overflow", False) or (norm is not None and not math.isfinite(norm)):
             raise NonFiniteGradient
         return float(self._clipped_norm if norm is None else norm)
 
     def _clip(self) -> None:
-        """Stand in for DeepSpeed's clipping, which goes on to apply a norm that is not finite."""
+        """Replace DeepSpeed's clipping, which applies gradients even if their norm is not finite."""
         import torch
 
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._max_norm)
@@ -133,7 +144,7 @@ class ZeroEngine:
             raise NonFiniteGradient
 
     def fingerprints(self) -> dict[str, tuple[str, float]]:
-        """For each trainable tensor: a hash of (this rank's part of) its fp32 master, and its largest magnitude."""
+        """Return, per trainable tensor, a hash and the largest magnitude of this rank's part of its fp32 master."""
         result = {}
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
@@ -143,6 +154,7 @@ class ZeroEngine:
         return result
 
     def _master(self, parameter: Any) -> Any:
+        """Return this rank's part of a parameter's fp32 master."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 
         if self.stage == 3:
@@ -152,31 +164,32 @@ class ZeroEngine:
         return safe_get_full_fp32_param(parameter)
 
     def partitioned(self) -> tuple[int, int]:
-        """(tensors that are partitioned, tensors in all)."""
+        """Return the number of partitioned tensors and of all tensors."""
         parameters = list(self.module.parameters())
         whole = [p for p in parameters if getattr(p, "ds_persist", True)]
         return len(parameters) - len(whole), len(parameters)
 
     def save(self, folder: str) -> None:
-        """Every rank writes its part under folder/state."""
+        """Write this rank's part under folder/state; all ranks must do so together."""
         self.engine.save_checkpoint(folder, "state", save_latest=False)
 
     def optimizer_steps(self) -> int:
-        """Steps that the optimizer's bias correction knows of; 0 before the first."""
+        """Return the number of steps that the optimizer's bias correction has counted."""
         return max((int(state["step"]) for state in self._optimizer_states() if "step" in state), default=0)
 
     def load_universal(self, folder: str, optimizer_steps: int) -> None:
-        """`load` of shards that were written by another number of ranks and converted to DeepSpeed's universal format.
+        """Load shards that another number of ranks wrote, converted to DeepSpeed's universal format.
 
-        It holds weights and moments. The count of steps, which bias correction needs, comes from elsewhere, and the
-        weight decay of each parameter group stays ours: DeepSpeed gives all groups that of the first.
+        These hold weights and moments, but not the count of steps for bias correction, so `optimizer_steps` gives it.
+        The settings of each parameter group are restored, because DeepSpeed gives all groups the weight decay of the
+        first.
         """
         groups = self.engine.optimizer.param_groups
-        ours = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        before = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         self.engine._config.load_universal_checkpoint = True
         self.load(folder)
         self.engine._config.load_universal_checkpoint = False
-        for group, settings in zip(self.engine.optimizer.param_groups, ours, strict=True):
+        for group, settings in zip(self.engine.optimizer.param_groups, before, strict=True):
             group.update(settings)
         for state in self._optimizer_states():
             state["step"] = state["step"].new_tensor(optimizer_steps)
@@ -186,14 +199,14 @@ class ZeroEngine:
         return list(getattr(optimizer, "optimizer", optimizer).state.values())
 
     def load(self, folder: str) -> None:
-        """Every rank reads its part back; raises RuntimeError where something is missing."""
+        """Read this rank's part back; all ranks must do so together. Raises RuntimeError if there is none."""
         path, _ = self.engine.load_checkpoint(folder, "state")
         if path is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
 
 
 def _decay_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices only: biases and norm scales are left alone, as is usual since GPT-2."""
+    """Return parameter groups that decay matrices only, not biases and norm scales, as is usual since GPT-2."""
     from quadriga.actors.weights.source import full_shape
 
     trainable = [p for p in model.parameters() if p.requires_grad]

@@ -1,8 +1,8 @@
-"""Our packed forward against the model's own: two short sequences, checked once when a model is loaded.
+"""Check, when a model is loaded, that our packed forward agrees with the model's own on two short sequences.
 
-Families differ in what they do around attention and head: some scale or cap the logits after the head, some carry a
-state from one sequence of a packed row into the next. Whatever would make log-probs or scores silently wrong makes the
-two forwards differ, so such a model is refused.
+Families differ around attention and head: some scale or cap the logits after the head, some carry a state from one
+sequence of a packed row into the next. Anything that would make log-probs or scores silently wrong makes the two
+forwards differ, and such a model is refused.
 """
 
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ from quadriga.actors.model.heads import Head, token_logprobs, token_scalars
 from quadriga.data.errors import UserError
 
 LENGTHS = (7, 12)
-"""Tokens of the two sequences; different, so that the packed path must sort and cut them."""
+"""Tokens of the two sequences; they differ, so that the packed path has to sort and divide them."""
 FLOAT32_TOLERANCE = 1e-5
-"""Largest difference per unit of magnitude (at least 10): some hundred roundings of 6e-8 each."""
+"""Largest allowed difference per unit of magnitude (at least 10): about a hundred roundings of 6e-8 each."""
 BFLOAT16_MEAN_TOLERANCE = 0.05
-"""Mean difference: single logits come in steps of 1/16 and more there."""
+"""Largest allowed mean difference: in bfloat16, logits are 1/16 or more apart."""
 
 
 def check_packed_forward(engine: Any, model: Any, head: Head, path: str, device: Any) -> None:
-    """Compare both forwards of a loaded model; every rank of it must take part.
+    """Compare both forwards of a loaded model; all of its ranks must do so together.
 
-    engine: what is called to run the model (a DeepSpeed engine, or the model itself). head: as the model was loaded.
-    Raises UserError where they differ, or where the packed one fails.
+    engine: callable that runs the model (a DeepSpeed engine, or the model itself). head: as the model was loaded.
+    path: the model's folder, for messages. Raises UserError if the forwards differ or the packed one fails.
     """
     import torch
 
@@ -38,25 +38,25 @@ def check_packed_forward(engine: Any, model: Any, head: Head, path: str, device:
             raise UserError(
                 f"{path} cannot be trained here: its family ({family}) does not run on packed sequences. {error}"
             ) from error
-        with _untouched(model, head):
-            plain = [_plain(engine, head, sequence.to(device)) for sequence in sequences]
-    expected = torch.cat(plain)
+        with _own_head_and_attention(model, head):
+            unpacked = [_unpacked(engine, head, sequence.to(device)) for sequence in sequences]
+    expected = torch.cat(unpacked)
     difference = (packed - expected).abs()
     if next(model.parameters()).dtype == torch.float32:
         size, limit = float(difference.max()), FLOAT32_TOLERANCE * max(10.0, float(expected.abs().max()))
     else:
         size, limit = float(difference.mean()), BFLOAT16_MEAN_TOLERANCE
-    if not size <= limit:  # nan is not an agreement either
-        what = "log-probs" if head == "logprobs" else "scores"
+    if not size <= limit:  # also true for nan
+        output = "log-probs" if head == "logprobs" else "scores"
         raise UserError(
-            f"{path} cannot be trained here: on two packed sequences the {what} of its family ({family}) are off by "
+            f"{path} cannot be trained here: on two packed sequences the {output} of its family ({family}) are off by "
             f"{size:.2g} from those of the model's own forward ({limit:.2g} is allowed). The family changes its logits "
             "after the head, or lets one sequence see another; take a model of another family, such as Llama or Qwen."
         )
 
 
 def _packed(torch: Any, engine: Any, model: Any, head: Head, sequences: list[Any], device: Any) -> Any:
-    """Log-probs of each sequence's tokens but its first, or the scalar at every token, from one packed row."""
+    """Return the log-probs of all tokens but first ones, or the scalar at every token, from one packed row."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     borders = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
     first = torch.cat([torch.arange(len(sequence)) == 0 for sequence in sequences]).to(device)
@@ -71,8 +71,8 @@ def _packed(torch: Any, engine: Any, model: Any, head: Head, sequences: list[Any
     return token_logprobs(engine, model, batch, 1.0)[0].float()[~first]
 
 
-def _plain(engine: Any, head: Head, sequence: Any) -> Any:
-    """The same for one sequence, from the model's own logits."""
+def _unpacked(engine: Any, head: Head, sequence: Any) -> Any:
+    """Return the same for one sequence, from the model's own logits."""
     logits = engine(input_ids=sequence[None], use_cache=False).logits[0].float()
     if head == "scalar":
         return logits[:, 0]
@@ -80,10 +80,10 @@ def _plain(engine: Any, head: Head, sequence: Any) -> Any:
 
 
 @contextmanager
-def _untouched(model: Any, head: Head) -> Iterator[None]:
-    """The model with its own head and attention, for as long as the context lasts."""
+def _own_head_and_attention(model: Any, head: Head) -> Iterator[None]:
+    """Give the model its own head and attention while the context lasts."""
     layer = model.get_output_embeddings() if head == "logprobs" else None
-    replaced = layer.__dict__.pop("forward") if layer is not None else None
+    our_forward = layer.__dict__.pop("forward") if layer is not None else None
     attention = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -91,4 +91,4 @@ def _untouched(model: Any, head: Head) -> Iterator[None]:
     finally:
         model.set_attn_implementation(attention)
         if layer is not None:
-            layer.forward = replaced
+            layer.forward = our_forward

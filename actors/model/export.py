@@ -1,4 +1,4 @@
-"""A host's model in Hugging Face layout: the same gathers as a weight sync, no separate merger."""
+"""Models in Hugging Face layout: exports of a trained model, gathered as for a weight sync, and fresh models."""
 
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,16 @@ AUTO_CLASSES = {
 
 
 def export_model(model: Any, folder: Path, kind: str, extra: dict[str, Any], bucket_bytes: int, write: bool) -> None:
-    """Gather the whole model and, where `write`, save it to `folder`.
+    """Gather the whole model and, if `write`, save it to `folder`; all ranks must do so together.
 
     kind: `policy` (causal LM), `reward` (sequence classification, one label, head without bias) or `critic` (token
-    classification, one label). extra: more fields of config.json, such as `reward_shift` and `pad_token_id`.
+    classification, one label). extra: additional fields of config.json, such as `reward_shift` and `pad_token_id`.
     Raises RuntimeError if a gathered tensor does not have its full shape.
     """
     state: dict[str, Any] = {}
-    names = list(model.named_parameters())  # tied tensors once, as the layout wants
+    names = list(model.named_parameters())  # tied tensors once, as the layout requires
     expected = {name: full_shape(parameter) for name, parameter in names}
-    # A scalar model is kept as token classification; sequence classification has the same head without bias.
+    # A scalar model is a token classifier here; a sequence classifier has the same head, without bias.
     renamed = {"classifier.weight": "score.weight"} if kind == "reward" else {}
     for bucket in gathered_buckets(model, bucket_bytes, names):
         if not write:
@@ -37,6 +37,7 @@ def export_model(model: Any, folder: Path, kind: str, extra: dict[str, Any], buc
 
 
 def _save(model: Any, folder: Path, kind: str, extra: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write weights and config.json, as the architecture of this kind in the model's family."""
     import copy
 
     import transformers
@@ -58,9 +59,9 @@ def _save(model: Any, folder: Path, kind: str, extra: dict[str, Any], state: dic
 
 
 def save_fresh_model(shape: dict[str, Any], tokenizer: Any, seed: int, folder: Path) -> None:
-    """Write a causal LM with fresh weights and the tokenizer's special ids, for hosts to load like any other model.
+    """Write a causal LM with random weights and the tokenizer's special ids, to be loaded like any other model.
 
-    shape: Hugging Face config fields. Raises UserError if they make no model.
+    shape: Hugging Face config fields. Raises UserError if they do not describe a model.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -79,6 +80,6 @@ def save_fresh_model(shape: dict[str, Any], tokenizer: Any, seed: int, folder: P
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except Exception as error:
-        raise UserError(f"model.shape makes no model: {type(error).__name__}: {error}") from error
+        raise UserError(f"model.shape does not describe a valid model: {type(error).__name__}: {error}") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Facts of a model folder as `save_pretrained` writes it: what its config, generation config and weights say."""
+"""Model folders as `save_pretrained` writes them: facts from config, generation config and weights, and checks."""
 
 import json
 from pathlib import Path
@@ -9,26 +9,26 @@ from quadriga.data.errors import UserError
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The config.json of a model folder.
-
-    Raises UserError where there is none.
-    """
+    """Return the config.json of a model folder. Raises UserError if there is none that names a model type."""
     file = Path(path) / "config.json"
     if not file.is_file():
-        raise UserError(f"{path} is no model: it has no config.json. Give a folder written by save_pretrained.")
+        raise UserError(
+            f"{path} is not a model folder: config.json is missing. Give a folder written by save_pretrained."
+        )
     try:
         config = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file} is not JSON ({error}). Is the folder complete?") from None
     if not isinstance(config, dict) or "model_type" not in config:
-        raise UserError(f"{file} names no model_type, so it is no Hugging Face model.")
+        raise UserError(f"{file} does not name a model_type, so it is not the config of a Hugging Face model.")
     return config
 
 
 def model_path(model: ModelSettings, key: str) -> str:
-    """The folder of a model that must exist already, absolute: actors need not share our working directory.
+    """Return the absolute path of a model that must exist: actors may have another working directory.
 
-    Raises UserError for a shape without weights, or a folder that holds no model.
+    key: the setting that holds the model, for messages. Raises UserError for a shape without weights, or a folder that
+    does not hold a model.
     """
     if model.path is None:
         raise UserError(f"`{key}.shape` has no weights; this stage starts from `{key}.path`, a trained model's folder.")
@@ -37,7 +37,7 @@ def model_path(model: ModelSettings, key: str) -> str:
 
 
 def check_context(path: str | Path, tokens: int, key: str) -> None:
-    """Raises UserError when a model cannot read sequences of `tokens` tokens."""
+    """Raise UserError if a model cannot read sequences of `tokens` tokens; key: the settings that allow them."""
     config = read_config(path)
     limit = config.get("max_position_embeddings", config.get("n_positions"))
     if limit is not None and tokens > limit:
@@ -45,39 +45,39 @@ def check_context(path: str | Path, tokens: int, key: str) -> None:
 
 
 def end_tokens(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that end an answer: the tokenizer's eos and those of generation_config.json."""
+    """Return the tokens that end an answer, ascending: the tokenizer's eos and those of generation_config.json."""
     file = Path(path) / "generation_config.json"
-    named = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-    more = named if isinstance(named, list) else [named]
+    eos = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    more = eos if isinstance(eos, list) else [eos]
     return tuple(sorted({id_ for id_ in [tokenizer.eos_token_id, *more] if id_ is not None}))
 
 
 def reward_shift(path: str | Path) -> float:
-    """What a reward model's config says is to be subtracted from its logit; 0 for models that do not say."""
+    """Return `reward_shift` of a reward model's config (score = logit - shift), 0 if it is missing."""
     return float(read_config(path).get("reward_shift", 0.0))
 
 
 def check_reward_head(path: str | Path) -> None:
-    """Check that a folder holds a trained reward head: one score per sequence.
+    """Raise UserError unless a folder holds a trained reward head with one label.
 
-    Raises UserError where the head is missing (the folder of a causal LM) or has several labels.
+    The folder of a causal LM has no head at all.
     """
-    found = stored_head(path)
-    if found is None:
+    head = stored_head(path)
+    if head is None:
         raise UserError(
             f"{path} has no trained reward head (no `score.weight` or `classifier.weight` among its weights), so its "
             "scores would be those of a random head. Give the export of a `stage: reward` run (export/reward), or a "
             "sequence-classification model with one label."
         )
-    if found.shape[0] != 1:
+    if head.shape[0] != 1:
         raise UserError(
-            f"The head of {path} has {found.shape[0]} labels, and a reward model has one: the score. Give a "
+            f"The head of {path} has {head.shape[0]} labels, and a reward model has one: the score. Give a "
             "sequence-classification model that was trained with `num_labels=1`."
         )
 
 
 def stored_head(path: str | Path) -> Any:
-    """The scalar head's weight [labels, hidden size] in a folder of safetensors, or None."""
+    """Return the scalar head's weight [labels, hidden size] in a folder of safetensors, None if there is none."""
     from safetensors import safe_open
 
     for file in sorted(Path(path).glob("*.safetensors")):
@@ -89,11 +89,11 @@ def stored_head(path: str | Path) -> Any:
 
 
 def check_same_tokenizer(policy: str | Path, reward: str | Path) -> None:
-    """Raises UserError when policy and reward model do not share a vocabulary: token ids are passed as they are."""
+    """Raise UserError unless policy and reward model share a vocabulary: token ids pass between them as they are."""
     from quadriga.data.tokens.tokenizer import load_tokenizer
 
     if load_tokenizer(policy).get_vocab() != load_tokenizer(reward).get_vocab():
         raise UserError(
-            f"The reward model {reward} has another tokenizer than the policy {policy}. Answers are scored as token "
+            f"The reward model {reward} and the policy {policy} have different tokenizers. Answers are scored as token "
             "ids, so both must share one: train the reward model from this policy's family."
         )

@@ -1,8 +1,9 @@
 """Hugging Face models as packed, chunked per-token functions: log-probs from a causal LM, scalars from a head.
 
-A causal LM's head is replaced by `linear_logprobs`, so logits never exist whole; it lives inside the head's own forward
-because ZeRO-3 gathers a parameter only for the forward of the module that owns it. Critic and reward model are the
-same token-classification model with one label; what differs is which positions are read and how they are exported.
+A causal LM's head computes `linear_logprobs`, so the logits of a row never exist all at once; this happens in the
+forward of the head because ZeRO-3 gathers a parameter only for the forward of the module that owns it. Critic and
+reward model are the same token-classification model with one label; they differ in the positions that are read and in
+their export.
 """
 
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ Head = Literal["logprobs", "scalar"]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a host loads.
+    """The model that a worker loads.
 
-    path: folder with config.json and safetensors weights. head: causal LM or one scalar a token. seed: of a scalar head
-    that the folder does not have, drawn from N(0, head_std^2); None: 1 / sqrt(hidden size + 1). bias: start value of
-    the scalar head's bias; None leaves it out of training at 0.
+    path: folder with config.json and safetensors weights. head: log-probs of a causal LM, or one scalar per token.
+    seed, head_std: a scalar head that the folder does not have is drawn from N(0, head_std^2), where None means a
+    standard deviation of 1 / sqrt(hidden size + 1). bias: initial bias of the scalar head; None fixes it at 0.
     """
 
     path: str
@@ -31,12 +32,15 @@ class ModelSpec:
 
 
 def scalar_spec(path: str, seed: int, bias: float | None, head_std: float | None = None) -> ModelSpec:
-    """A critic or reward model."""
+    """Return the spec of a critic or reward model."""
     return ModelSpec(path, "scalar", seed=seed, bias=bias, head_std=head_std)
 
 
 def load_model(spec: ModelSpec, dtype: Any) -> Any:
-    """The model of a spec, in eval mode (dropout stays off in every stage), ready for packed batches."""
+    """Load the model of a spec, ready for packed batches and in eval mode: dropout is off in every stage.
+
+    Raises UserError for a folder that is not a model, or a family that cannot be trained here.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
@@ -51,10 +55,10 @@ def load_model(spec: ModelSpec, dtype: Any) -> Any:
             _replace_lm_head(model)
         else:
             model = AutoModelForTokenClassification.from_pretrained(spec.path, num_labels=1, **options)
-            _start_scalar_head(model, spec, torch)
+            _initialise_scalar_head(model, spec, torch)
     except (OSError, ValueError) as error:
         raise UserError(f"{spec.path} does not load as a model: {error}") from error
-    except KeyError as error:  # a family that looks its attention up in a table of its own
+    except KeyError as error:  # from a family with a fixed table of attentions
         raise UserError(
             f"{spec.path} cannot be trained here: its family takes no attention but its own ({error}). Take a model of "
             "another family, such as Llama or Qwen."
@@ -64,11 +68,12 @@ def load_model(spec: ModelSpec, dtype: Any) -> Any:
 
 
 def scalar_head(model: Any) -> Any:
-    """The linear layer that gives one number a token."""
+    """Return the linear layer that gives one number per token."""
     return model.score if hasattr(model, "score") else model.classifier
 
 
 def _replace_lm_head(model: Any) -> None:
+    """Have the head return log-probs and entropies [1, T, 2] for its `request`: target tokens and temperature."""
     import torch
 
     from quadriga.kernels.logprobs import linear_logprobs
@@ -86,11 +91,11 @@ def _replace_lm_head(model: Any) -> None:
     head.forward = forward
 
 
-def _start_scalar_head(model: Any, spec: ModelSpec, torch: Any) -> None:
-    """Fill the head: the folder's weight under whichever name it has there, else a fresh one; then set the bias.
+def _initialise_scalar_head(model: Any, spec: ModelSpec, torch: Any) -> None:
+    """Set the head's weight, to the folder's under any of its names or else at random, and its bias.
 
-    Families differ in the name of the layer between token and sequence classification, so that what one class saved
-    is not what the other reads. Fresh: Stiennon et al. 2020, appendix B.1, N(0, 1/(d+1)).
+    Some families name this layer differently in token and sequence classification, so one class does not read what the
+    other saved. The random weight is N(0, 1/(d+1)) by default (Stiennon et al. 2020, appendix B.1).
     """
     head = scalar_head(model)
     stored = stored_head(spec.path)
@@ -108,7 +113,7 @@ def _start_scalar_head(model: Any, spec: ModelSpec, torch: Any) -> None:
 
 
 def _gathered(parameters: list[Any]) -> Any:
-    """All ranks see, and rank 0's changes reach, whole tensors; nothing to do without ZeRO-3."""
+    """Return a context with whole tensors on all ranks, where rank 0's changes are kept; without ZeRO-3, nothing."""
     from contextlib import nullcontext
 
     if not any(hasattr(p, "ds_id") for p in parameters):
@@ -119,7 +124,7 @@ def _gathered(parameters: list[Any]) -> Any:
 
 
 def token_logprobs(engine: Any, model: Any, batch: dict[str, Any], temperature: float) -> tuple[Any, Any]:
-    """(log-probs, entropies) [T] float32 of a packed batch, aligned with their tokens (0 at a sequence's first)."""
+    """Return (log-probs, entropies), [T] float32 in nats, aligned with a packed batch's tokens; 0 at first tokens."""
     import torch
 
     model.get_output_embeddings().request = (torch.roll(batch["token_ids"], -1), temperature)
@@ -129,11 +134,12 @@ def token_logprobs(engine: Any, model: Any, batch: dict[str, Any], temperature: 
 
 
 def token_scalars(engine: Any, batch: dict[str, Any]) -> Any:
-    """One float32 number a position [T], the head's own output (not shifted)."""
+    """Return the head's output per position, [T] float32, not shifted."""
     return engine(**_inputs(batch)).logits[0, :, 0].float()
 
 
 def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a model's forward for a packed batch."""
     return {
         "input_ids": batch["token_ids"][None],
         "position_ids": batch["position_ids"][None],

@@ -1,4 +1,4 @@
-"""Families whose packed forward is the model's own are accepted; those it would be silently wrong for are refused."""
+"""Families whose packed forward agrees with the model's own are accepted; others are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def test_family_that_agrees(family: str, fields: dict[str, Any], tmp_path: Path)
     check(make(family, tmp_path, AutoModelForCausalLM, fields))
 
 
-def test_model_computes_as_before_after_the_check(tmp_path: Path) -> None:
+def test_check_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     """Head and attention are ours again: log-probs, not logits, and no mask."""
     model = check(make("llama", tmp_path, AutoModelForCausalLM, GROUPED))
     batch = {
@@ -87,7 +87,7 @@ def test_bfloat16_is_compared_by_its_mean(tmp_path: Path) -> None:
     ],
 )
 def test_family_that_would_be_silently_wrong(family: str, fields: dict[str, Any], tmp_path: Path) -> None:
-    """Logits scaled or capped after the head; a convolution or a state that runs on into the next sequence."""
+    """Logits scaled or capped after the head; a convolution or a state that continues into the next sequence."""
     path = make(family, tmp_path, AutoModelForCausalLM, fields)
     with pytest.raises(
         UserError, match=rf"log-probs of its family \({family}\) are off by .* from those of the model's"

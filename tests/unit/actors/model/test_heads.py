@@ -36,7 +36,7 @@ def make(family: str, folder: Path, auto: Any, **more: Any) -> Path:
 
 
 def last_score(folder: Path) -> float:
-    """What transformers' own sequence classification makes of the ids."""
+    """Score of the ids by transformers' own sequence classification."""
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         return float(model(input_ids=torch.tensor([IDS])).logits[0, 0])
@@ -54,7 +54,7 @@ def test_trained_reward_head_is_loaded(family: str, tmp_path: Path) -> None:
 
 
 def test_missing_head_is_started_from_the_seed(tmp_path: Path) -> None:
-    """N(0, 1/(d+1)) by default, the same for the same seed, another for another."""
+    """N(0, 1/(d+1)) by default; the same seed gives the same head, another seed another."""
     folder = make("gpt2", tmp_path / "policy", AutoModelForCausalLM)
     one, same, other = (
         scalar_head(load_model(ModelSpec(str(folder), "scalar", seed=seed), torch.float32)).weight.detach()

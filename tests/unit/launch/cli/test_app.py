@@ -49,12 +49,12 @@ def test_missing_data_file(refused: Refused, sft: dict[str, Any]) -> None:
 
 
 def test_path_that_is_no_model(refused: Refused, sft: dict[str, Any], tmp_path: Path) -> None:
-    assert "is no model: it has no config.json." in refused(sft, f"model.path={tmp_path}")
+    assert "is not a model folder: config.json is missing." in refused(sft, f"model.path={tmp_path}")
 
 
 def test_a_problem_of_two_roles_is_said_once(refused: Refused, ppo: dict[str, Any], tmp_path: Path) -> None:
     message = refused(ppo, f"policy.path={tmp_path}", f"critic.path={tmp_path}")
-    assert message.count("is no model") == 1
+    assert message.count("is not a model folder") == 1
 
 
 def test_model_without_weights(refused: Refused, sft: dict[str, Any], tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_pipeline_names_the_stage(refused: Refused, sft: dict[str, Any], ppo: 
     improve = {"name": "improve", "config": ppo, "inputs": {"policy.path": "tune.policy"}}
     stages = [{"name": "tune", "config": sft}, improve]
     message = refused({"stage": "pipeline", "name": "all", "stages": stages}, "stages.improve.config.critic.path=/no")
-    assert "Stage `improve`: /no is no model" in message
+    assert "Stage `improve`: /no is not a model folder" in message
 
 
 def test_an_output_that_no_stage_makes(refused: Refused, sft: dict[str, Any], ppo: dict[str, Any]) -> None:
