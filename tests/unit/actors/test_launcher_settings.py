@@ -1,4 +1,4 @@
-"""A cluster comes about in one way, and what a launcher cannot use is refused when the config is read."""
+"""A config names one launcher at most, and values that it cannot use are refused when the config is read."""
 
 from itertools import combinations
 from typing import Any
@@ -41,6 +41,6 @@ def test_two_ways_are_refused(names: tuple[str, str]) -> None:
         ("kubernetes", "environment", ["A=secret"]),
     ],
 )
-def test_what_a_launcher_cannot_use_is_refused(way: str, key: str, value: Any) -> None:
+def test_value_that_a_launcher_cannot_use_is_refused(way: str, key: str, value: Any) -> None:
     with pytest.raises(ValidationError, match=key):
         ClusterSettings.model_validate({way: WAYS[way] | {key: value}})
