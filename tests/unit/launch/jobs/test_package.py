@@ -139,7 +139,7 @@ def test_every_stage_of_a_pipeline_joins_the_cluster(tmp_path: Path, monkeypatch
 def test_the_package_is_whole_and_knows_its_version(tmp_path: Path) -> None:
     stage_package(tmp_path)
     for name in ("launch", "orchestrator", "actors", "data", "kernels", "configs"):
-        ours = {file.relative_to(ROOT) for file in (ROOT / name).rglob("*") if file.suffix in (".py", ".yaml")}
+        ours = {file.relative_to(ROOT) for file in (ROOT / name).rglob("*") if file.suffix in (".py", ".sh", ".yaml")}
         assert ours and all((tmp_path / "quadriga" / file).read_bytes() == (ROOT / file).read_bytes() for file in ours)
     assert not list(tmp_path.rglob("__pycache__"))
     assert [each.version for each in distributions(path=[str(tmp_path)])] == [version("quadriga")]
