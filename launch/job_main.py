@@ -1,4 +1,4 @@
-"""What a job does first: it puts the files that it brought where every node sees them, then runs its config.
+"""Entry point of a job: copies the files that it brought to a folder that every node sees, then runs its config.
 
 In the job's working directory: `python -m quadriga.launch.job_main RUN_DIR [OPTION OF quadriga run]...`
 """
@@ -13,17 +13,17 @@ from quadriga.launch.cli.app import failed, main
 from quadriga.launch.jobs.package import CONFIG, INPUTS, inputs_of
 
 
-def unpack(run_dir: str) -> None:
-    """Copy the files that came along into the run directory. Raises UserError when it cannot be written."""
-    brought = Path(INPUTS)
-    if brought.is_dir():
+def install_inputs(run_dir: str) -> None:
+    """Copy the job's input files into the run directory. Raises UserError when it cannot be written."""
+    inputs = Path(INPUTS)
+    if inputs.is_dir():
         target = inputs_of(RunDir.create(run_dir).path)
-        shutil.copytree(brought, target, dirs_exist_ok=True)
+        shutil.copytree(inputs, target, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":
     try:
-        unpack(sys.argv[1])
+        install_inputs(sys.argv[1])
     except UserError as error:
         sys.exit(failed("Error", str(error), 2))
     sys.exit(main(["run", CONFIG, *sys.argv[2:]]))

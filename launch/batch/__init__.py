@@ -1,1 +1,1 @@
-"""Clusters that a batch system gives: files for Slurm or Kubernetes, and their submission."""
+"""Batch systems: files of a run for Slurm or Kubernetes, and their submission."""

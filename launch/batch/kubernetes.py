@@ -1,4 +1,4 @@
-"""A run as a RayJob of KubeRay: a Ray cluster of pods for it alone, and the run again when one fails."""
+"""Kubernetes jobs: a run as a RayJob of KubeRay, on its own Ray cluster of pods, with retries after failures."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -13,41 +13,41 @@ from quadriga.launch.batch.submission import config_text, fingerprint, job_name,
 
 CONFIG = "/etc/quadriga"
 """Folder of config.yaml in the pods."""
-LONGEST_NAME = 47
-"""Of a RayJob: KubeRay refuses longer ones."""
+MAX_NAME_LENGTH = 47
+"""Longest name of a RayJob that KubeRay accepts."""
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
 IMAGE_GROUP = 1000
-"""Group of the user in our Dockerfile, to whom volumes are given."""
+"""Group of the user in Quadriga's Dockerfile, which owns the volumes."""
 
 
 def kubernetes_files(stage: Any) -> dict[str, str]:
-    """File name -> text: one YAML file with a ConfigMap, which holds the resolved config, and the RayJob.
+    """Return the text per file name: one YAML file with a ConfigMap of the resolved config and the RayJob.
 
-    The names of both objects hold a fingerprint: applying another config leaves a job that runs alone, applying the
-    same one again changes nothing. Raises UserError when the run directory is not on the shared volume.
+    The names of both objects hold a fingerprint, so that applying another config never changes a running job, and
+    applying the same one again has no effect. Raises UserError when the run directory is not on the shared volume.
     """
     settings: KubernetesSettings = stage.cluster.kubernetes
     where = Path(settings.mount) / run_dir(stage)
     if not where.is_relative_to(settings.mount):
         raise UserError(
             f"`run_dir` is {where}, which a pod loses when it ends: choose one below `cluster.kubernetes.mount` "
-            f"({settings.mount}), where the shared volume is; a relative one starts there."
+            f"({settings.mount}), the shared volume; a relative path starts there."
         )
     config = config_text(stage, where)
     mark = fingerprint(config)
-    name = f"{job_name(stage, LONGEST_NAME - len(mark) - 1)}-{mark}"
-    place = {"namespace": settings.namespace} if settings.namespace else {}
+    name = f"{job_name(stage, MAX_NAME_LENGTH - len(mark) - 1)}-{mark}"
+    namespace = {"namespace": settings.namespace} if settings.namespace else {}
     config_map = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": name} | place,
+        "metadata": {"name": name} | namespace,
         "immutable": True,
         "data": {"config.yaml": config},
     }
     job = {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": {"name": name} | place,
+        "metadata": {"name": name} | namespace,
         "spec": {
             "submissionMode": "K8sJobMode",
             "entrypoint": f"env --chdir={settings.mount} python -m quadriga.launch run {CONFIG}/config.yaml "
@@ -64,9 +64,9 @@ def kubernetes_files(stage: Any) -> dict[str, str]:
 
 
 def launch_kubernetes(stage: Any, console: Console, dry_run: bool, folder: Path) -> int:
-    """Write the YAML file into `folder` and apply it with kubectl; returns the exit code.
+    """Write the YAML file into `folder`, apply it with kubectl and return the exit code.
 
-    dry_run: print both instead. Raises UserError when kubectl is missing or fails.
+    dry_run: print the file and the command instead. Raises UserError when kubectl is missing or fails.
     """
     files = kubernetes_files(stage)
     command = ["kubectl", "apply", "-f", str(folder.absolute() / next(iter(files)))]
@@ -74,7 +74,7 @@ def launch_kubernetes(stage: Any, console: Console, dry_run: bool, folder: Path)
 
 
 def _cluster(settings: KubernetesSettings, name: str) -> dict[str, Any]:
-    """The driver has the head to itself. Ray's ports ask for a token, which KubeRay makes and gives to all pods."""
+    """Return the Ray cluster's spec. Only the driver runs on the head. KubeRay creates the token for Ray's ports."""
     head = _container("ray-head", settings, settings.head)
     head["ports"] = [{"containerPort": port, "name": port_name} for port_name, port in PORTS.items()]
     if settings.environment:
@@ -87,7 +87,7 @@ def _cluster(settings: KubernetesSettings, name: str) -> dict[str, Any]:
         "rayVersion": version("ray"),
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
-            # KubeRay and the readiness probes reach the dashboard from outside of the pod.
+            # KubeRay and the readiness probes reach the dashboard from outside the pod.
             "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0"},
             "template": {"spec": _pod(settings, settings.head, head, name)},
         },
@@ -125,7 +125,7 @@ def _pod(settings: KubernetesSettings, pod: PodSettings, container: dict[str, An
         "volumes": [
             {"name": "shared", "persistentVolumeClaim": {"claimName": settings.claim}},
             {"name": "config", "configMap": {"name": name}},
-            # Ray's object store; the 64 MB that a container has by itself would send it to disk.
+            # For Ray's object store: with a container's default of 64 MB it would use the disk.
             {"name": "memory", "emptyDir": {"medium": "Memory"}},
         ],
     } | pod.spec

@@ -1,4 +1,4 @@
-"""The commands that bring a run to a cluster: launch, submit, down."""
+"""Commands that start a run on a cluster or end its cluster: launch, submit, down."""
 
 import json
 import shlex
@@ -21,21 +21,21 @@ def launch(
     to: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Where the files for Slurm or Kubernetes go.", show_default="RUN_DIR/launch"
+            metavar="FOLDER", help="Folder for the files of Slurm or Kubernetes.", show_default="RUN_DIR/launch"
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print every command and file, and start nothing.")
+        bool, typer.Option("--dry-run", help="Print every command and file without starting anything.")
     ] = False,
 ) -> None:
-    """Bring up the cluster that the config's [bold]cluster:[/bold] section asks for, run on it, end it again.
+    """Start the cluster of the config's [bold]cluster:[/bold] section, run on it, and end it afterwards.
 
-    [bold]ssh[/bold]: all hosts are checked, Ray is started on them, the run is a job on the first.
-    Switch this machine off and it goes on; launch it again and you follow it again.
+    [bold]ssh[/bold]: checks all hosts, starts Ray on them and submits the run as a job to the first one.
+    The run continues when this machine is switched off; launch it again to follow it again.
 
-    [bold]slurm[/bold], [bold]kubernetes[/bold]: the job's files are written and submitted.
+    [bold]slurm[/bold], [bold]kubernetes[/bold]: writes the job's files and submits them.
 
-    Without a launcher in that section the run is here, as with [bold]quadriga run[/bold].
+    Without any of these sections the run is on this machine, as with [bold]quadriga run[/bold].
 
     Examples:
 
@@ -57,9 +57,9 @@ def launch(
 
         raise typer.Exit(launch_kubernetes(stage, out, dry_run, folder))
     if cluster.ssh is not None and dry_run:
-        from quadriga.launch.ssh.cluster import rehearse
+        from quadriga.launch.ssh.cluster import print_dry_run
 
-        rehearse(stage, out)
+        print_dry_run(stage, out)
     elif cluster.ssh is not None:
         from quadriga.launch.ssh.cluster import launch as launch_over_ssh
 
@@ -76,33 +76,37 @@ def submit(
     config: Config,
     overrides: Overrides = None,
     address: Address = None,
-    follow: Annotated[bool, typer.Option(help="Show the run's log until it ends.")] = True,
+    follow: Annotated[bool, typer.Option(help="Print the run's log until it ends.")] = True,
     working_dir: WorkingDir = None,
     shared: Shared = None,
     env: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Give the run this variable of yours; no secrets. May be given again."),
+        typer.Option(metavar="NAME", help="Environment variable to send; not for secrets. Repeatable."),
     ] = None,
     secret: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A variable that must be set on the node. May be given again."),
+        typer.Option(metavar="NAME", help="Variable that must be set on the node. Repeatable."),
     ] = None,
     secrets_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="On the nodes: NAME=value lines, for --secret.", show_default=False),
+        typer.Option(metavar="FILE", help="File on the nodes with NAME=value lines for --secret.", show_default=False),
     ] = None,
     num_cpus: Annotated[float, typer.Option(min=0, help="Cores to reserve for the driver.")] = 0,
-    num_gpus: Annotated[float, typer.Option(min=0, help="GPUs to reserve for the driver; it needs none.")] = 0,
+    num_gpus: Annotated[float, typer.Option(min=0, help="GPUs to reserve for the driver, which needs none.")] = 0,
     resources: Annotated[str, typer.Option(metavar="JSON", help="Ray resources to reserve for the driver.")] = "{}",
     allow_changed: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="Go on though this setting changed. May be given again.", show_default=False),
+        typer.Option(
+            metavar="KEY",
+            help="Allow this setting to differ from the original run. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
-    """Send a run to a Ray cluster. It brings Quadriga along and goes on when this machine is switched off.
+    """Submit a run to a Ray cluster, together with Quadriga. It continues when this machine is switched off.
 
-    Files that the config names are sent too when they are on this machine (100 MB at most); larger ones belong on
-    storage that every node sees, as does [bold]run_dir[/bold]. Submit it again and it goes on where it stopped.
+    Files of the config that are on this machine are sent too (100 MB at most); larger ones belong on storage that
+    every node sees, as does [bold]run_dir[/bold]. Submit a run again to resume it.
 
     Examples:
 
@@ -126,9 +130,9 @@ def submit(
 
 
 def down(config: Config, overrides: Overrides = None) -> None:
-    """End what [bold]quadriga launch[/bold] started on the hosts of a config, and nothing else.
+    """End all processes that [bold]quadriga launch[/bold] started on the hosts of a config, and no others.
 
-    A run that is on them is killed; [bold]quadriga launch[/bold] goes on from its newest checkpoint.
+    This kills a run on them; [bold]quadriga launch[/bold] resumes it from its newest checkpoint.
 
     Example:
 
@@ -139,7 +143,7 @@ def down(config: Config, overrides: Overrides = None) -> None:
     stage, console = load_with_hosts(config, overrides), Console(stderr=True)
     with console.status("Ending Ray on the hosts"):
         ended = bring_down(stage.name, stage.cluster.ssh, console)
-    console.print(f"{ended} processes were ended on {len(stage.cluster.ssh.hosts)} hosts.", highlight=False)
+    console.print(f"Ended {ended} processes on {len(stage.cluster.ssh.hosts)} hosts.", highlight=False)
 
 
 def _resources(text: str) -> dict[str, float]:

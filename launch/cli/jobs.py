@@ -1,4 +1,4 @@
-"""The commands for runs that are under way: jobs, logs, stop, scale."""
+"""Commands for running runs: jobs, logs, stop, scale."""
 
 import time
 from datetime import datetime
@@ -13,6 +13,9 @@ from quadriga.data.errors import UserError
 from quadriga.launch.cli.options import Address
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run on the cluster.")]
+LocalOrRemoteRun = Annotated[
+    str, typer.Argument(metavar="RUN", help="Run directory on this machine, or name of a run on a cluster.")
+]
 
 
 def jobs(address: Address = None) -> None:
@@ -38,9 +41,9 @@ def jobs(address: Address = None) -> None:
 def logs(
     run: Run,
     address: Address = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the run ends.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run ends.")] = False,
 ) -> None:
-    """Show what a run has printed: its newest attempt. The run does not notice.
+    """Print the output of a run's newest attempt.
 
     Examples:
 
@@ -58,11 +61,13 @@ def logs(
 
 
 def stop(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory here, or the name of a run on a cluster.")],
+    run: LocalOrRemoteRun,
     address: Address = None,
-    now: Annotated[bool, typer.Option("--now", help="Kill a job; what was not saved is lost.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Kill the job at once; steps since the last checkpoint are lost.")
+    ] = False,
 ) -> None:
-    """End a run cleanly: it finishes the step it is in, saves and exits.
+    """Stop a run cleanly: it finishes its current step, saves a checkpoint and exits.
 
     Examples:
 
@@ -71,12 +76,12 @@ def stop(
       quadriga stop helpful-8b --address http://head:8265
     """
     from quadriga.data.rundir import RunDir
-    from quadriga.launch.jobs.stop import stop_here, stop_job
+    from quadriga.launch.jobs.control import stop_here, stop_job
 
     console = Console(stderr=True, highlight=False)
     if address is None and (Path(run) / "run.json").is_file():
         if now:
-            raise UserError("--now is for jobs. A run on this machine ends at once with a second Ctrl-C.")
+            raise UserError("--now is for jobs. To end a run on this machine at once, press Ctrl-C twice.")
         with console.status(f"{run} finishes its step and saves"):
             console.print(f"{run} is {stop_here(RunDir(run))}.", markup=False)
         return
@@ -88,21 +93,22 @@ def stop(
         raise UserError(f"The run `{run}` is not running: job {job.submission_id} is {state(job)}.")
     if now:
         client.stop_job(job.submission_id)
-        console.print(f"Job {job.submission_id} is killed.", markup=False)
+        console.print(f"Job {job.submission_id} was killed.", markup=False)
         return
     with console.status(f"{run} finishes its step and saves"):
         job = stop_job(client, job)
-    console.print(f"{run} is {state(job)}. Submitted again, it goes on.", markup=False)
+    console.print(f"{run} is {state(job)}. Submit it again to resume.", markup=False)
 
 
 def scale(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory here, or the name of a run on a cluster.")],
-    workers: Annotated[str, typer.Argument(metavar="rollout=N", help="Rollout workers to have.")],
+    run: LocalOrRemoteRun,
+    workers: Annotated[str, typer.Argument(metavar="rollout=N", help="New number of rollout workers.")],
     address: Address = None,
 ) -> None:
-    """Change how many rollout workers a run has, while it goes on.
+    """Change the number of rollout workers of a running run.
 
-    From its next step on; a newcomer serves when it holds the current weights. What is computed stays the same.
+    The change takes effect at the next step; a new worker serves once it holds the current weights. The run's results
+    stay the same.
 
     Examples:
 
@@ -111,7 +117,7 @@ def scale(
       quadriga scale helpful-8b rollout=6 --address http://head:8265
     """
     from quadriga.data.rundir import RunDir
-    from quadriga.launch.jobs.scale import scale_here, scale_job, workers_of
+    from quadriga.launch.jobs.control import scale_here, scale_job, workers_of
 
     count = workers_of(workers)
     if address is None and (Path(run) / "run.json").is_file():
@@ -122,17 +128,17 @@ def scale(
         client = connect(address)
         scale_job(client, newest(client, run), count)
     console = Console(stderr=True, highlight=False)
-    console.print(f"{run} has {count} rollout workers from its next step on.", markup=False)
+    console.print(f"{run} will have {count} rollout workers from its next step on.", markup=False)
 
 
 def follow_job(client: Any, job: str, address: str | None) -> int:
-    """Print the log of a job until it ends; Ctrl-C leaves it running. Returns the exit code."""
+    """Print the log of a job until it ends, and return its exit code; Ctrl-C leaves the job running."""
     from quadriga.launch.jobs.logs import follow
 
     try:
         return follow(client, job)
     except KeyboardInterrupt:
-        words = ["quadriga logs", job.rpartition("-")[0], *([f"--address {address}"] if address else []), "--follow"]
-        message = f"\nThe run goes on. See more of it with: {' '.join(words)}"
+        command = ["quadriga logs", job.rpartition("-")[0], *([f"--address {address}"] if address else []), "--follow"]
+        message = f"\nThe run continues. Follow it again with: {' '.join(command)}"
         Console(stderr=True).print(message, highlight=False, markup=False)
         return 130

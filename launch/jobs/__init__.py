@@ -1,1 +1,1 @@
-"""Ray jobs: what a job brings along, its submission, logs, stop and scale."""
+"""Ray jobs: their contents, submission, logs and control."""

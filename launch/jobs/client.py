@@ -1,4 +1,4 @@
-"""The runs that Ray's job server knows: connecting to it, and which jobs are attempts at which run."""
+"""Client of Ray's job server: connects to it and finds the jobs that are attempts at a run."""
 
 import logging
 import os
@@ -12,50 +12,53 @@ from typing import Any
 from quadriga.data.errors import Unreachable, UserError
 
 ADDRESS = "http://127.0.0.1:8265"
-"""Of the job server, where nothing else is said."""
+"""Default address of the job server."""
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ANSWER_SECONDS = 60.0
-"""How long the job server may be silent while it owes an answer."""
+"""Timeout of one request to the job server."""
 
 RUN = "quadriga_run"
-"""Key of a job's metadata: the run's name. Jobs without it are not ours."""
+"""Key of a job's metadata for the run's name. Jobs without it are not Quadriga's."""
 RUN_DIR = "run_dir"
+"""Key of a job's metadata for the run's directory."""
 
 INTERRUPTED = 130
+"""Exit code of a run that was stopped, as after Ctrl-C."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def connect(address: str | None = None) -> Any:
-    """Ray's JobSubmissionClient for the cluster at `address`; null: where Ray's own variables say, else this machine.
+    """Return Ray's JobSubmissionClient for the cluster at `address`.
 
-    Every call of it raises UserError when the token is missing or wrong, and Unreachable when nothing answers.
+    None takes the address from Ray's own environment variables, and without them that of this machine. Every call of
+    the client raises UserError when the token is missing or wrong, and Unreachable when nothing answers.
     """
     from ray.job_submission import JobSubmissionClient
 
     for handler in logging.getLogger("ray").handlers:
-        handler.setLevel(logging.WARNING)  # it tells of every package and connection
+        handler.setLevel(logging.WARNING)  # its INFO lines report every package and connection
 
     class Client(JobSubmissionClient):  # type: ignore[misc, valid-type]
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-            with _explained(self.get_address()):
+            with _explain_errors(self.get_address()):
                 return super()._do_request(method, endpoint, **{"timeout": ANSWER_SECONDS} | options)
 
     if address is not None and "://" not in address:
         address = f"http://{address}"
-    said = [address, *(os.environ.get(name) for name in ADDRESS_VARIABLES), ADDRESS]
-    chosen = next(each for each in said if each)
-    with _unset(ADDRESS_VARIABLES), _explained(chosen):  # they would win over what we were given
+    candidates = [address, *(os.environ.get(name) for name in ADDRESS_VARIABLES), ADDRESS]
+    chosen = next(candidate for candidate in candidates if candidate)
+    with _unset(ADDRESS_VARIABLES), _explain_errors(chosen):  # Ray lets them override its argument
         return Client(chosen)
 
 
 def attempts(client: Any, run: str | None = None) -> list[Any]:
-    """The jobs that are attempts at this run, or at any; oldest first."""
+    """Return the jobs that are attempts at this run, or at any run for None, oldest first."""
     ours = [job for job in client.list_jobs() if (job.metadata or {}).get(RUN)]
     return sorted((job for job in ours if run in (None, job.metadata[RUN])), key=lambda job: job.start_time or 0)
 
 
 def newest(client: Any, run: str) -> Any:
-    """The newest attempt at a run. Raises UserError when there is none."""
+    """Return the newest attempt at a run. Raises UserError when there is none."""
     found = attempts(client, run)
     if not found:
         known = sorted({job.metadata[RUN] for job in attempts(client)})
@@ -65,15 +68,15 @@ def newest(client: Any, run: str) -> Any:
 
 
 def next_id(client: Any, run: str) -> str:
-    """`<run>-<n>`, one above every attempt there was."""
+    """Return the submission ID of the next attempt, `<run>-<n>`, where n is one more than the highest so far."""
     matches = (re.fullmatch(rf"{re.escape(run)}-(\d+)", job.submission_id or "") for job in client.list_jobs())
     return f"{run}-{max((int(match[1]) for match in matches if match), default=0) + 1}"
 
 
-def beside(client: Any, job: Any, words: Sequence[str]) -> str:
-    """Run Python with these words where a job runs, with the Quadriga and the interpreter of that job; returns its id.
+def submit_alongside(client: Any, job: Any, words: Sequence[str]) -> str:
+    """Run Python with these arguments on the cluster, with a job's Quadriga and interpreter; return the new job's ID.
 
-    It sees the job's run directory, which only the nodes may see, and takes no resources.
+    The new job sees the run directory of the first one, which perhaps only the nodes see, and takes no resources.
     """
     python = shlex.split(job.entrypoint)[0]
     return str(
@@ -86,7 +89,7 @@ def beside(client: Any, job: Any, words: Sequence[str]) -> str:
 
 
 def exit_code(job: Any) -> int:
-    """What `quadriga run` would have returned: 0 finished, 130 stopped, 2 bad input, 1 anything else."""
+    """Return the exit code of `quadriga run` in a job: 0 finished, 130 stopped, 2 bad input, 1 anything else."""
     if job.status == "STOPPED":
         return INTERRUPTED
     code = job.driver_exit_code
@@ -94,37 +97,38 @@ def exit_code(job: Any) -> int:
 
 
 def state(job: Any) -> str:
-    """How an attempt stands, in the words of run.json."""
+    """Return the status of an attempt in the terms of run.json."""
     if job.status in ENDED:
         return {0: "finished", INTERRUPTED: "interrupted"}.get(exit_code(job), "failed")
     return str(job.status.value).lower()
 
 
 @contextmanager
-def _explained(address: str) -> Iterator[None]:
-    """Turns what requests and Ray raise for a server that is away, or that wants a token, into one paragraph."""
+def _explain_errors(address: str) -> Iterator[None]:
+    """Turn the errors of requests and Ray about an unreachable server or a token into UserError and Unreachable."""
     import requests
     from ray.exceptions import AuthenticationError, RpcError
 
     try:
         yield
     except AuthenticationError as error:
-        wrong = "does not take the token that it got" if "Authentication failed" in str(error) else "wants a token"
+        reason = "rejects the given token" if "Authentication failed" in str(error) else "requires a token"
         raise UserError(
-            f"The Ray cluster at {address} {wrong}: set RAY_AUTH_MODE=token and, to the token of that cluster, "
+            f"The Ray cluster at {address} {reason}: set RAY_AUTH_MODE=token and, to the token of that cluster, "
             "RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH, a file that holds it; without both it is read from "
             "~/.ray/auth_token). On the head, `ray get-auth-token` prints it."
         ) from error
     except (requests.RequestException, ConnectionError, RpcError) as error:
         raise Unreachable(
             f"No Ray job server answers at {address}. Give the address of the head's dashboard with --address "
-            "http://HEAD:8265 (or RAY_API_SERVER_ADDRESS), and see that the cluster is up and that this machine "
-            "reaches that port."
+            "http://HEAD:8265 (or RAY_API_SERVER_ADDRESS), and check that the cluster is up and that this machine "
+            "can reach that port."
         ) from error
 
 
 @contextmanager
 def _unset(names: Sequence[str]) -> Iterator[None]:
+    """Remove environment variables while the block runs."""
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield

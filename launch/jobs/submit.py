@@ -1,4 +1,4 @@
-"""Sending a run to a Ray cluster as a job that needs nothing there but Quadriga's dependencies."""
+"""Submission of a run to a Ray cluster, as a job that needs only Quadriga's dependencies there."""
 
 import os
 import shlex
@@ -17,25 +17,25 @@ from quadriga.launch.jobs.client import ENDED, RUN, RUN_DIR, attempts, next_id
 
 @dataclass(frozen=True)
 class JobPackage:
-    """What a run gets beside its config."""
+    """Inputs of a job in addition to the config."""
 
     working_dir: Path | None = None
-    """The user's own modules; the run starts in a copy of this folder."""
+    """Folder of the user's own modules; the run starts in a copy of it."""
     shared: Sequence[Path] = ()
-    """Folders that the nodes see too: what the config names there is not sent."""
+    """Folders that the nodes see too: files of the config below them are not sent."""
     environment: Sequence[str] = ()
-    """Variables of this machine, by name. Whoever reaches the cluster can read their values."""
+    """Names of environment variables of this machine to send. Whoever reaches the cluster can read their values."""
     secrets: Sequence[str] = ()
-    """Variables that must be there on the node where the driver starts; only their names leave this machine."""
+    """Names of variables that must be set on the node where the driver starts; only the names leave this machine."""
     secrets_file: Path | None = None
-    """On the nodes: `NAME=value` lines in which the secrets are looked for first."""
+    """File on the nodes with `NAME=value` lines, which is searched for the secrets before the environment."""
     python: str = "python"
-    """The interpreter there that has Quadriga's dependencies."""
+    """Interpreter on the nodes that has Quadriga's dependencies."""
 
 
 @dataclass(frozen=True)
 class DriverResources:
-    """What Ray shall reserve for the driver. With all of it zero it starts on the head."""
+    """Resources that Ray reserves for the driver. When all are zero, the driver starts on the head."""
 
     cpus: float = 0
     gpus: float = 0
@@ -50,20 +50,20 @@ def submit(
     needs: DriverResources = DriverResources(),
     allow_changed: Sequence[str] = (),
 ) -> str:
-    """Start the run of a config as a job and return its submission id, `<name>-<n>`. It does not depend on us then.
+    """Submit the run of a config as a job and return its submission ID, `<name>-<n>`. The job outlives this process.
 
-    client: from `jobs.connect`. allow_changed: as for `quadriga run`. A run of that name goes on from its directory.
-    Raises UserError when the config cannot run there, or when a job of that name is running.
+    client: from `client.connect`. allow_changed: as for `quadriga run`. A run whose directory exists is resumed.
+    Raises UserError when the config cannot run as a job, or when a job of the same name is running.
     """
     stage = load_config(config, overrides)
     if stage.run_dir is None or not Path(stage.run_dir).is_absolute():
         raise UserError(
-            f"`run_dir` is {stage.run_dir or 'not set'}: a job has no folder of its own that lasts. Give an absolute "
-            "path on storage that every node sees, for example run_dir=/shared/runs/" + stage.name
+            f"`run_dir` is {stage.run_dir or 'not set'}: a job's own folder is deleted after it. Give an absolute path "
+            "on storage that every node sees, for example run_dir=/shared/runs/" + stage.name
         )
     variables = environment(package.environment)
     if package.secrets_file is not None and not package.secrets:
-        raise UserError("--secrets-file is read for what --secret names: give at least one --secret NAME.")
+        raise UserError("--secrets-file only holds the variables that --secret names: give at least one --secret NAME.")
     running = [job for job in attempts(client, stage.name) if job.status not in ENDED]
     if running:
         raise UserError(
@@ -90,7 +90,7 @@ def submit(
 
 
 def environment(names: Sequence[str]) -> dict[str, str]:
-    """The variables of this process by name. Raises UserError for one that is not set, or is a secret."""
+    """Return the value per environment variable. Raises UserError for one that is not set or holds a secret."""
     missing = [name for name in names if name not in os.environ]
     if missing:
         raise UserError(f"--env takes names of variables that are set here; {', '.join(missing)} is not.")

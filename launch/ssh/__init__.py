@@ -1,1 +1,1 @@
-"""Clusters of machines that ssh reaches: checked, brought up for a run, ended with it."""
+"""Clusters of machines that ssh reaches: their checks, and Ray on them from the start to the end of a run."""

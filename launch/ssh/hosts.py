@@ -1,4 +1,4 @@
-"""The hosts of `cluster.ssh`: one connection each, all asked at the same time."""
+"""Hosts of `cluster.ssh`: one connection per host, all called at the same time."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ CONNECT_SECONDS = 10
 
 
 class HostFailure(Exception):
-    """One host did not do what it was asked: its name, and why."""
+    """Failed call to one host: its name and the reason."""
 
     def __init__(self, host: str, reason: str):
         super().__init__(f"{host}: {reason}")
@@ -36,7 +36,7 @@ class Host:
         self.name, self.settings = name, settings
 
     def ssh(self, *options: str) -> list[str]:
-        """The ssh command to this host, up to what it shall run there. It never asks for a password."""
+        """Return the ssh command to this host, without the remote command. It never asks for a password."""
         settings = self.settings
         words = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
         words += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-p", str(settings.port)]
@@ -46,7 +46,7 @@ class Host:
         return [*words, *options, "--", self.name]
 
     def start(self, verb: str, order: Mapping[str, Any]) -> "subprocess.Popen[str]":
-        """Begin a verb of remote.py there; its answer is the first line of standard output."""
+        """Start a verb of remote.py on the host; the first line of its standard output will be the answer."""
         process = subprocess.Popen(
             [*self.ssh(), f'{self.settings.python} -c "{BOOTSTRAP}"'],
             stdin=subprocess.PIPE,
@@ -60,25 +60,25 @@ class Host:
             process.stdin.write(json.dumps([verb, dict(order)]) + "\n")
             process.stdin.flush()
         except BrokenPipeError:
-            pass  # its end says why
+            pass  # the exit code and standard error say why
         return process
 
     def call(self, verb: str, order: Mapping[str, Any], seconds: float) -> Any:
-        """The answer to a verb of remote.py. Raises HostFailure when there is none in time."""
+        """Run a verb of remote.py on the host and return its answer. Raises HostFailure when it fails or times out."""
         process = self.start(verb, order)
         try:
-            said, complaint = process.communicate(timeout=seconds)
+            output, errors = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             raise HostFailure(self.name, f"no answer within {seconds:.0f} s") from None
         if process.returncode:
-            raise HostFailure(self.name, self.describe_exit(process.returncode, complaint))
-        return json.loads(said)
+            raise HostFailure(self.name, self.describe_exit(process.returncode, errors))
+        return json.loads(output)
 
-    def describe_exit(self, code: int, complaint: str) -> str:
-        """Why ssh or the interpreter there ended, in a sentence."""
-        last = (complaint.strip().splitlines() or [f"exit code {code}"])[-1]
+    def describe_exit(self, code: int, errors: str) -> str:
+        """Return why ssh or the interpreter there failed. errors: its standard error."""
+        last = (errors.strip().splitlines() or [f"exit code {code}"])[-1]
         if code == 255:
             return f"ssh cannot get in ({last})"
         if code in (126, 127):
@@ -87,18 +87,18 @@ class Host:
 
 
 def hosts_of(settings: SshSettings) -> list[Host]:
-    """All of them, the head first."""
+    """Return all hosts, the head first."""
     return [Host(name, settings) for name in settings.hosts]
 
 
-def all_of(hosts: Sequence[Host], ask: Callable[[Host], Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Ask every host at the same time: name -> answer, and name -> why there is none."""
+def call_all(hosts: Sequence[Host], call: Callable[[Host], Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Call every host at the same time. Return the answers by host, and the reasons of failures by host."""
     answers: dict[str, Any] = {}
     failures: dict[str, str] = {}
 
     def one(host: Host) -> None:
         try:
-            answers[host.name] = ask(host)
+            answers[host.name] = call(host)
         except HostFailure as failure:
             failures[host.name] = failure.reason
 
@@ -111,9 +111,9 @@ def all_of(hosts: Sequence[Host], ask: Callable[[Host], Any]) -> tuple[dict[str,
 def check_connectivity(
     hosts: Sequence[Host], addresses: Mapping[str, str], ports: Callable[[str], Sequence[int]], seconds: float
 ) -> dict[str, list[tuple[str, int]]]:
-    """Have every host listen and every other one connect: host -> what it cannot reach.
+    """Connect every host to the ports of every other; return the (host, port) pairs that each cannot reach.
 
-    ports: those that a host listens on. Raises UserError when a host does not answer at all.
+    ports: returns the ports that a host listens on. seconds: how long to retry. Raises UserError when a call fails.
     """
     processes = {}
     for host in hosts:
@@ -131,7 +131,7 @@ def check_connectivity(
             found[host.name] = [(name, port) for name, port in json.loads(line)]
         return found
     finally:
-        for process in processes.values():  # the end of standard input ends them
+        for process in processes.values():  # they exit at the end of their standard input
             assert process.stdin
             process.stdin.close()
             process.wait()
@@ -142,20 +142,20 @@ def check_connectivity(
 
 @contextmanager
 def tunnel(head: Host, port: int) -> Iterator[str]:
-    """The head's `port` on this machine's loopback, as long as the block lasts: its address here.
+    """Forward a port of this machine's loopback to the head's `port` while the block runs; yield the local address.
 
-    A connection that breaks is made again. Raises UserError when there is none at first.
+    Reconnect when the connection breaks. Raises UserError when the first connection fails.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         local = probe.getsockname()[1]
     command = head.ssh("-N", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{local}:127.0.0.1:{port}")
-    over = threading.Event()
+    done = threading.Event()
     process = _forward(command)
 
-    def keep() -> None:
+    def reconnect() -> None:
         nonlocal process
-        while not over.wait(1.0):
+        while not done.wait(1.0):
             if process.poll() is not None:
                 process = _forward(command)
 
@@ -167,13 +167,13 @@ def tunnel(head: Host, port: int) -> Iterator[str]:
                 reason = head.describe_exit(process.wait(), process.communicate()[1])
                 raise UserError(f"{head.name}: port {port} cannot be reached through ssh: {reason}.")
             time.sleep(0.1)
-        keeper = threading.Thread(target=keep, daemon=True)
-        keeper.start()
+        reconnecting = threading.Thread(target=reconnect, daemon=True)
+        reconnecting.start()
         yield f"http://127.0.0.1:{local}"
-        over.set()
-        keeper.join()
+        done.set()
+        reconnecting.join()
     finally:
-        over.set()
+        done.set()
         process.terminate()
         process.communicate()
 
@@ -185,7 +185,7 @@ def _forward(command: Sequence[str]) -> "subprocess.Popen[str]":
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C is for us: we still need it to end the run
+        start_new_session=True,  # Ctrl-C must not end it: stopping the run needs the tunnel
     )
 
 

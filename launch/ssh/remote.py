@@ -1,8 +1,8 @@
-"""What runs on a host before Quadriga is there: collects facts, starts and stops Ray. Standard library only.
+"""Program that runs on a host without Quadriga: collects facts, starts and stops Ray. Standard library only.
 
-`launch/ssh/hosts.py` sends this file over ssh's standard input, then one order a call as a line of JSON, so that
-nothing of it shows in a command line; the answer is a line of JSON. Ray's processes are known by a variable of their
-environment, which every process below them has too: what ends here is what was started here, and nothing else.
+`launch/ssh/hosts.py` sends this file over ssh's standard input, followed by one order as a line of JSON, so that no
+part of it appears in a command line; the answer is a line of JSON. Ray's processes are marked by an environment
+variable, which their child processes inherit: this program ends only processes that it has started.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ STARTED = "Ray runtime started."
 
 
 def facts(order: dict[str, Any]) -> dict[str, Any]:
-    """Facts of this host. order: packages, ports (that Ray will want), folder (of the run)."""
+    """Return the facts of this host. order: packages, ports (that Ray needs), folder (the run directory)."""
     packages: dict[str, str | None] = {}
     for name in order["packages"]:
         try:
@@ -40,12 +40,12 @@ def facts(order: dict[str, Any]) -> dict[str, Any]:
         "disk": shutil.disk_usage(existing(order["folder"])).free,
         "shm": shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0,
         "clock": time.time(),
-        "taken": [port for port in order["ports"] if not free(port)],
+        "taken_ports": [port for port in order["ports"] if not free(port)],
     }
 
 
 def gpus() -> list[int]:
-    """Memory of each GPU, in bytes."""
+    """Return the memory of each GPU, in bytes."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
@@ -54,14 +54,14 @@ def gpus() -> list[int]:
 
 
 def existing(folder: str) -> str:
-    """The folder, or the nearest one above that exists."""
+    """Return the folder, or its nearest parent that exists."""
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder) or "/"
     return folder
 
 
 def free(port: int) -> bool:
-    """Whether a server could listen here."""
+    """Return whether a server could listen on the port."""
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -72,9 +72,9 @@ def free(port: int) -> bool:
 
 
 def listen(order: dict[str, Any]) -> None:
-    """Which ports of the other hosts cannot be reached: [[host, port]]. Listens until standard input ends.
+    """Answer with the ports of other hosts that cannot be reached, [[host, port]]; listen until standard input ends.
 
-    order: listen (ports), others ([[host, address, ports]]), seconds (how long to try).
+    order: listen (ports), others ([[host, address, ports]]), seconds (how long to retry).
     """
     for port in order["listen"]:
         server = socket.create_server(("", port), backlog=256)
@@ -104,13 +104,13 @@ def listen(order: dict[str, Any]) -> None:
 
 
 def accept(server: socket.socket) -> None:
-    """Take connections and end them."""
+    """Accept connections and close them."""
     while True:
         server.accept()[0].close()
 
 
 def write_marker(order: dict[str, Any]) -> str | None:
-    """Write a file of our own into the run's folder. order: folder, name."""
+    """Write a marker file into the run directory. Return None, or the error. order: folder, name."""
     try:
         os.makedirs(order["folder"], exist_ok=True)
         with open(os.path.join(order["folder"], order["name"]), "w") as file:
@@ -121,21 +121,21 @@ def write_marker(order: dict[str, Any]) -> str | None:
 
 
 def find_markers(order: dict[str, Any]) -> list[str]:
-    """Which of the files that the hosts wrote are here. order: folder, names."""
+    """Return the names of the hosts' marker files that exist here. order: folder, names."""
     return [name for name in order["names"] if os.path.isfile(os.path.join(order["folder"], name))]
 
 
 def remove_marker(order: dict[str, Any]) -> None:
-    """Remove our file. order: folder, name."""
+    """Remove this host's marker file. order: folder, name."""
     with contextlib.suppress(OSError):
         os.remove(os.path.join(order["folder"], order["name"]))
 
 
 def up(order: dict[str, Any]) -> str | None:
-    """Start Ray and wait until it runs. Returns None, or why it does not.
+    """Start Ray and wait until it runs. Return None, or why it does not.
 
-    order: mark, state (a folder for our files), files (name -> text, readable by the owner only), temporary (Ray's own
-    folder), command, environment (`{state}` in it is the folder), seconds.
+    order: mark, state (folder for this program's files), files (text per name, readable by the owner only), temporary
+    (Ray's folder), command, environment (`{state}` in a value stands for that folder), seconds (longest wait).
     """
     state = os.path.expanduser(order["state"])
     os.makedirs(state, mode=0o700, exist_ok=True)
@@ -157,20 +157,20 @@ def up(order: dict[str, Any]) -> str | None:
     deadline = time.monotonic() + order["seconds"]
     while True:
         with open(log, errors="replace") as file:
-            said = file.read()
-        if STARTED in said:
+            printed = file.read()
+        if STARTED in printed:
             return None
         if process.poll() is not None or time.monotonic() > deadline:
             down(order)
             how = "did not start in time" if process.returncode is None else f"ended with {process.returncode}"
-            return f"ray start {how}: " + " ".join(said.split()[-60:])
+            return f"ray start {how}: " + " ".join(printed.split()[-60:])
         time.sleep(0.1)
 
 
 def down(order: dict[str, Any]) -> int:
-    """End the processes of an order, gently first, and remove our files. Returns how many there were."""
+    """End the processes of an order, first by SIGTERM, and remove its files. Return the number of processes."""
     ended = set[int]()
-    # Some of Ray's own take no SIGTERM once there was an actor; the others need about two seconds.
+    # Some of Ray's processes ignore SIGTERM once there has been an actor; the others need about two seconds.
     for number, seconds in ((signal.SIGTERM, 3.0), (signal.SIGKILL, 10.0)):
         ended |= set(running(order))
         for pid in filter(alive, ended):
@@ -184,8 +184,8 @@ def down(order: dict[str, Any]) -> int:
     return len(ended)
 
 
-def found(order: dict[str, Any]) -> dict[str, Any]:
-    """What is up already: how many processes of the mark, our folder, and the token they were started with."""
+def find_cluster(order: dict[str, Any]) -> dict[str, Any]:
+    """Return the number of running processes of the order, its state folder, and the token they were started with."""
     state = os.path.expanduser(order["state"])
     token = None
     with contextlib.suppress(OSError), open(os.path.join(state, "token")) as file:
@@ -194,9 +194,9 @@ def found(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def running(order: dict[str, Any]) -> list[int]:
-    """The processes that bear an order's mark, Ray's with a file of its folder open, and all that stem from these.
+    """Return the processes with an order's mark, Ray's workers with an open file of its folder, and their descendants.
 
-    The mark alone does not do: Ray's workers change their title, which may overwrite their environment.
+    The mark alone is not enough: Ray's workers change their title, which may overwrite their environment.
     """
     mark, folder = f"{MARK}={order['mark']}".encode(), order["temporary"] + "/"
     parents: dict[int, int] = {}
@@ -208,15 +208,15 @@ def running(order: dict[str, Any]) -> list[int]:
                 content(pid, "cmdline").startswith(b"ray::") and any(name.startswith(folder) for name in opened(pid))
             ):
                 ours.add(pid)
-        except OSError:  # it has ended, or is another user's
+        except OSError:  # it has ended, or belongs to another user
             continue
-    while stem := {pid for pid, parent in parents.items() if parent in ours} - ours:
-        ours |= stem
+    while children := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= children
     return [pid for pid in sorted(ours) if alive(pid) and pid != os.getpid()]
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; not one that has ended and waits for its parent."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return status(pid)[0] not in "ZX"
     except OSError:
@@ -224,19 +224,19 @@ def alive(pid: int) -> bool:
 
 
 def status(pid: int) -> tuple[str, int]:
-    """State and parent of a process."""
+    """Return the state letter and the parent of a process."""
     state, parent = content(pid, "stat").rpartition(b")")[2].split()[:2]
     return state.decode(), int(parent)
 
 
 def content(pid: int, name: str) -> bytes:
-    """A file of /proc/PID."""
+    """Return the content of a file of /proc/PID."""
     with open(f"/proc/{pid}/{name}", "rb") as file:
         return file.read()
 
 
 def opened(pid: int) -> list[str]:
-    """Names of the files that a process has open."""
+    """Return the names of the files that a process has open."""
     names = []
     for number in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
@@ -245,19 +245,19 @@ def opened(pid: int) -> list[str]:
 
 
 def answer(value: Any) -> None:
-    """One line of JSON."""
+    """Print the answer as one line of JSON."""
     print(json.dumps(value), flush=True)
 
 
 def main() -> None:
-    """Do what the line of standard input says: [verb, order]."""
+    """Run the order in a line of standard input: [verb, order]."""
     verb, order = json.loads(sys.stdin.readline())
     if verb == "listen":
         listen(order)
     else:
         verbs = {
             function.__name__: function
-            for function in (facts, write_marker, find_markers, remove_marker, up, down, found)
+            for function in (facts, write_marker, find_markers, remove_marker, up, down, find_cluster)
         }
         answer(verbs[verb](order))
 

@@ -78,7 +78,7 @@ def test_a_run_on_three_hosts_gives_the_weights_of_one_host(
     first.kill()
     first.wait()
     said = quadriga(tmp_path, config).communicate(timeout=400)[0]
-    assert "The cluster of this run is up already" in said
+    assert "The cluster of this run is already up" in said
     assert run_dir.read_run().get("status") == "finished", said
     assert len(run_dir.read_run()["attempts"]) == 1
     written = [file for file in run_dir.path.rglob("*") if file.is_file()]

@@ -12,7 +12,7 @@ from tiny import digests, repeatable, stage
 from quadriga.data.errors import UserError
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config.load import build
-from quadriga.launch.jobs.scale import scale_here, workers_of
+from quadriga.launch.jobs.control import scale_here, workers_of
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.tracking.tracker import read_metrics
 

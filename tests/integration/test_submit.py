@@ -174,12 +174,12 @@ def test_one_run_of_a_name_at_a_time(story: Story) -> None:
 
 def test_ctrl_c_only_ends_following(story: Story) -> None:
     assert story.left.returncode == 130 and "Traceback" not in story.left.stderr
-    assert "The run goes on. See more of it with: quadriga logs sft --address http://127." in story.left.stderr
+    assert "The run continues. Follow it again with: quadriga logs sft --address http://127." in story.left.stderr
 
 
 def test_a_stop_saves_first(story: Story) -> None:
     assert story.stopped.returncode == 0, story.stopped.stderr
-    assert "sft is interrupted. Submitted again, it goes on." in story.stopped.stderr
+    assert "sft is interrupted. Submit it again to resume." in story.stopped.stderr
     first = story.run_dir.read_run()["attempts"][0]
     assert first["status"] == "interrupted" and first["error"] is None
 
@@ -229,8 +229,8 @@ def test_no_secret_is_anywhere(story: Story) -> None:
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"RAY_AUTH_MODE": "disabled"}, "wants a token: set RAY_AUTH_MODE=token"),
-        ({"RAY_AUTH_TOKEN": "another"}, "does not take the token that it got: set RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_MODE": "disabled"}, "requires a token: set RAY_AUTH_MODE=token"),
+        ({"RAY_AUTH_TOKEN": "another"}, "rejects the given token: set RAY_AUTH_MODE=token"),
     ],
 )
 def test_without_the_token(head: Head, variables: dict[str, str], said: str) -> None:

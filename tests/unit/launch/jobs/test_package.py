@@ -1,4 +1,4 @@
-"""What a job brings along: the config it runs, the files the config names, and Quadriga itself."""
+"""Contents of a job: the config that it runs, the files that the config names, and Quadriga itself."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from quadriga.data.errors import UserError
 from quadriga.launch.config.document import read_yaml, write_yaml
 from quadriga.launch.config.load import load_config, resolved
-from quadriga.launch.job_main import unpack
+from quadriga.launch.job_main import install_inputs
 from quadriga.launch.jobs.package import CONFIG, INPUTS, stage_job, stage_package
 
 Write = Callable[..., Path]
@@ -24,7 +24,7 @@ HOME = "/shared/runs/tune/inputs"
 
 @pytest.fixture
 def staged(sft: dict[str, Any], write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Stage the SFT config with changes; returns the job's working directory and its config, loaded there."""
+    """Stage the SFT config with changes; return the job's working directory and its config, loaded there."""
     monkeypatch.chdir(tmp_path)
 
     def stage(changes: dict[str, Any], **options: Any) -> tuple[Path, Any]:
@@ -36,49 +36,48 @@ def staged(sft: dict[str, Any], write: Write, tmp_path: Path, monkeypatch: pytes
     return stage
 
 
-def brought(folder: Path, path: str) -> Path:
-    """Where in the job's working directory the files are that the run will find at this path of its config."""
+def sent_file(folder: Path, path: str) -> Path:
+    """Return the file or folder in the job's working directory that the run finds at this path of its config."""
     return folder / INPUTS / Path(path).relative_to(HOME)
 
 
-def test_a_job_puts_what_it_brought_where_every_node_sees_it(
-    staged: Callable[..., Any], model: Path, tmp_path: Path
-) -> None:
-    _, config = staged({})  # the working directory is the job's now
-    unpack(str(tmp_path / "run"))
-    unpack(str(tmp_path / "run"))  # a job that is sent again
+def test_inputs_are_installed_in_the_run_directory(staged: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    _, config = staged({})  # from here on the working directory is the job's
+    install_inputs(str(tmp_path / "run"))
+    install_inputs(str(tmp_path / "run"))  # as when a job is submitted again
     own = tmp_path / "run" / "inputs" / Path(config.model.path).relative_to(HOME)
     assert {file.name: file.read_bytes() for file in own.iterdir()} == {f.name: f.read_bytes() for f in model.iterdir()}
 
 
-def test_the_job_runs_the_same_config_on_its_own_cluster(
+def test_the_config_of_the_job_has_the_same_settings(
     staged: Callable[..., Any], sft: dict[str, Any], write: Write
 ) -> None:
-    """All settings are equal, but for the cluster's address and where the model lies."""
+    """All settings are equal, except the cluster's address and the model's path."""
     _, config = staged({"cluster": {"device": "cpu", "ssh": {"hosts": ["a"]}}, "optimizer": {"lr": 1e-5}})
     expected = resolved(load_config(write(sft | {"run_dir": "/shared/runs/tune", "optimizer": {"lr": 1e-5}})))
     found = resolved(config)
-    assert found["cluster"].pop("address") == "auto" and expected["cluster"].pop("address") is None
+    assert found["cluster"].pop("address") == "auto"
+    assert expected["cluster"].pop("address") is None
     assert re.fullmatch(r"/shared/runs/tune/inputs/\w{8}/model0", found["model"].pop("path"))
     assert expected["model"].pop("path") == sft["model"]["path"]
     assert found == expected
 
 
-def test_a_model_folder_goes_along(staged: Callable[..., Any], model: Path) -> None:
+def test_a_model_folder_is_sent(staged: Callable[..., Any], model: Path) -> None:
     folder, config = staged({})
-    names = {file.name for file in brought(folder, config.model.path).iterdir()}
+    names = {file.name for file in sent_file(folder, config.model.path).iterdir()}
     assert names == {file.name for file in model.iterdir()}
 
 
-def test_files_globs_and_lists_go_along(staged: Callable[..., Any], tmp_path: Path) -> None:
-    """Whatever the way in which they are written; what is not here is left for the cluster to find."""
+def test_files_globs_and_lists_are_sent(staged: Callable[..., Any], tmp_path: Path) -> None:
+    """Paths may be relative, absolute or globs, alone or in lists; one that is not here is left as it is."""
     for name in ("rows.jsonl", "shards/a/1.jsonl", "shards/b/2.jsonl", "shards/b/2.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     sources = ["rows.jsonl", {"path": f"{tmp_path}/shards/*/*.jsonl"}, "/nowhere/rows.jsonl", {"path": "rows.jsonl"}]
     folder, config = staged({"data": {"train": sources, "heldout": "rows.jsonl"}})
     paths = [source.path for source in config.data.train]
-    assert brought(folder, paths[0]).read_text() == "rows.jsonl"
+    assert sent_file(folder, paths[0]).read_text() == "rows.jsonl"
     assert sorted(file.read_text() for file in (folder / INPUTS).glob(str(Path(paths[1]).relative_to(HOME)))) == [
         "shards/a/1.jsonl",
         "shards/b/2.jsonl",
@@ -88,43 +87,46 @@ def test_files_globs_and_lists_go_along(staged: Callable[..., Any], tmp_path: Pa
     assert not list(folder.rglob("*.txt"))
 
 
-def test_a_file_more_moves_no_other(
+def test_an_additional_file_leaves_other_paths_unchanged(
     staged: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or a run that is sent again would be taken for one with other data."""
+    """Otherwise a run that is submitted again would seem to have other data."""
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text(name)
     _, alone = staged({"data": {"train": "b.jsonl"}})
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(tmp_path / "staged")
     _, both = staged({"data": {"train": ["a.jsonl", "b.jsonl"]}})
-    assert both.data.train[1].path == alone.data.train[0].path and both.model == alone.model
+    assert both.data.train[1].path == alone.data.train[0].path
+    assert both.model == alone.model
 
 
-def test_shared_folders_stay_where_they_are(staged: Callable[..., Any], model: Path) -> None:
+def test_shared_folders_are_not_sent(staged: Callable[..., Any], model: Path) -> None:
     folder, config = staged({}, shared=[model.parent])
     assert config.model.path == str(model)
     assert [file.name for file in folder.rglob("*") if file.is_file()] == ["config.yaml"]
 
 
-def test_too_much_is_refused_by_name(staged: Callable[..., Any], tmp_path: Path) -> None:
+def test_too_large_files_are_refused_by_name(staged: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "large.jsonl").write_bytes(bytes(3_000_000))
     (tmp_path / "small.jsonl").write_bytes(bytes(1_000_000))
     with pytest.raises(UserError) as caught:
         staged({"data": {"train": ["large.jsonl", "small.jsonl"]}}, limit=3_500_000)
     text = str(caught.value)
     assert f"The largest are {tmp_path}/large.jsonl (3.0 MB), {tmp_path}/small.jsonl (1.0 MB)" in text
-    assert "at most 3.5 MB" in text and "--shared" in text
+    assert "at most 3.5 MB" in text
+    assert "--shared" in text
 
 
-def test_own_modules_go_along_without_hidden_files(staged: Callable[..., Any], tmp_path: Path) -> None:
+def test_own_modules_are_sent_without_hidden_files(staged: Callable[..., Any], tmp_path: Path) -> None:
     own = tmp_path / "own"
-    for name in ("judges.py", "words/list.txt", ".env", ".git/config", "__pycache__/judges.pyc"):
+    for name in ("rewards.py", "words/list.txt", ".env", ".git/config", "__pycache__/rewards.pyc"):
         (own / name).parent.mkdir(parents=True, exist_ok=True)
         (own / name).write_text(name)
     folder, _ = staged({}, working_dir=own)
-    assert (folder / "judges.py").is_file() and (folder / "words/list.txt").is_file()
-    assert not (folder / ".env").exists() and not (folder / ".git").exists() and not (folder / "__pycache__").exists()
+    assert (folder / "rewards.py").is_file()
+    assert (folder / "words/list.txt").is_file()
+    assert not [name for name in (".env", ".git", "__pycache__") if (folder / name).exists()]
 
 
 def test_every_stage_of_a_pipeline_joins_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,11 +138,12 @@ def test_every_stage_of_a_pipeline_joins_the_cluster(tmp_path: Path, monkeypatch
     assert {each["cluster"]["address"] for each in [resolved(found), *(entry.config for entry in entries)]} == {"auto"}
 
 
-def test_the_package_is_whole_and_knows_its_version(tmp_path: Path) -> None:
+def test_the_package_is_complete(tmp_path: Path) -> None:
     stage_package(tmp_path)
     for name in ("launch", "orchestrator", "actors", "data", "kernels", "configs"):
         ours = {file.relative_to(ROOT) for file in (ROOT / name).rglob("*") if file.suffix in (".py", ".sh", ".yaml")}
-        assert ours and all((tmp_path / "quadriga" / file).read_bytes() == (ROOT / file).read_bytes() for file in ours)
+        assert ours
+        assert all((tmp_path / "quadriga" / file).read_bytes() == (ROOT / file).read_bytes() for file in ours)
     assert not list(tmp_path.rglob("__pycache__"))
     assert [each.version for each in distributions(path=[str(tmp_path)])] == [version("quadriga")]
 
@@ -157,9 +160,7 @@ SCALARS = st.one_of(
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from("abc"), st.one_of(SCALARS, st.lists(SCALARS, max_size=3)), min_size=1))
-def test_a_config_that_is_written_reads_the_same(
-    tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]
-) -> None:
+def test_a_written_config_reads_the_same(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> None:
     file = tmp_path_factory.getbasetemp() / "written.yaml"
     write_yaml(file, tree)
     assert read_yaml(file).tree == tree
