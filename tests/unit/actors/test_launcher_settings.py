@@ -1,4 +1,4 @@
-"""A config names one launcher at most, and values that it cannot use are refused when the config is read."""
+"""Settings of launchers: a cluster has one of them, and invalid values are refused when the config is read."""
 
 from itertools import combinations
 from typing import Any
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from quadriga.actors.settings import ClusterSettings
 
 KUBERNETES = {"image": "i", "claim": "c", "worker": {"cpus": 1, "memory": "1Gi"}}
-WAYS: dict[str, Any] = {
+LAUNCHERS: dict[str, Any] = {
     "address": "auto",
     "ssh": {"hosts": ["a"]},
     "slurm": {"cpus": 1},
@@ -17,19 +17,19 @@ WAYS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", WAYS)
-def test_one_way_is_enough(name: str) -> None:
-    assert getattr(ClusterSettings.model_validate({name: WAYS[name]}), name) is not None
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_each_launcher_is_valid_alone(name: str) -> None:
+    assert getattr(ClusterSettings.model_validate({name: LAUNCHERS[name]}), name) is not None
 
 
-@pytest.mark.parametrize("names", list(combinations(WAYS, 2)), ids="-".join)
-def test_two_ways_are_refused(names: tuple[str, str]) -> None:
+@pytest.mark.parametrize("names", list(combinations(LAUNCHERS, 2)), ids="-".join)
+def test_two_launchers_are_refused(names: tuple[str, str]) -> None:
     with pytest.raises(ValidationError, match=f"give one of `{names[0]}` and `{names[1]}`"):
-        ClusterSettings.model_validate({name: WAYS[name] for name in names})
+        ClusterSettings.model_validate({name: LAUNCHERS[name] for name in names})
 
 
 @pytest.mark.parametrize(
-    ("way", "key", "value"),
+    ("launcher", "key", "value"),
     [
         ("slurm", "partition", "gpu; rm"),
         ("slurm", "options", ["--comment=a b"]),
@@ -41,6 +41,6 @@ def test_two_ways_are_refused(names: tuple[str, str]) -> None:
         ("kubernetes", "environment", ["A=secret"]),
     ],
 )
-def test_value_that_a_launcher_cannot_use_is_refused(way: str, key: str, value: Any) -> None:
+def test_invalid_values_are_refused(launcher: str, key: str, value: Any) -> None:
     with pytest.raises(ValidationError, match=key):
-        ClusterSettings.model_validate({way: WAYS[way] | {key: value}})
+        ClusterSettings.model_validate({launcher: LAUNCHERS[launcher] | {key: value}})

@@ -1,4 +1,4 @@
-"""Imports go one way: launch -> orchestrator -> actors -> data, kernels."""
+"""Layers of the packages: imports go from launch to orchestrator to actors to data and kernels."""
 
 import subprocess
 import sys
@@ -20,17 +20,17 @@ def test_contracts_hold() -> None:
 
 
 def test_every_package_is_linted() -> None:
-    """A package is a folder with an `__init__.py`; only the order of the layers has to be written down."""
+    """Every top-level folder with an `__init__.py` is a package, and the linter's settings name them all."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     assert set(settings["root_packages"]) == {f"quadriga.{file.parent.name}" for file in ROOT.glob("*/__init__.py")}
 
 
-def test_an_arrow_that_points_up_is_seen(tmp_path: Path) -> None:
-    """The linter really reads our packages: turned around, the layers are broken."""
+def test_an_upward_import_is_found(tmp_path: Path) -> None:
+    """The linter reads the packages: with the layers in the opposite order it reports a violation."""
     text = (ROOT / "pyproject.toml").read_text()
     layers = 'layers = ["quadriga.launch", "quadriga.orchestrator",'
     assert layers in text
-    turned = text.replace(layers, 'layers = ["quadriga.orchestrator", "quadriga.launch",')
+    swapped = text.replace(layers, 'layers = ["quadriga.orchestrator", "quadriga.launch",')
     config = tmp_path / "pyproject.toml"
-    config.write_text(turned)
+    config.write_text(swapped)
     assert lint(config).returncode == 1
