@@ -105,8 +105,8 @@ def environment(names: Sequence[str]) -> dict[str, str]:
 
 
 def _command(run_dir: str, package: JobPackage, allow_changed: Sequence[str]) -> str:
-    words = [package.python, "-m", "quadriga.launch.job_main", run_dir]
-    words += [f"--allow-changed={key}" for key in allow_changed]
-    words += [f"--secret={name}" for name in package.secrets]
-    words += [f"--secrets-file={package.secrets_file}"] if package.secrets_file else []
-    return shlex.join(words)
+    command = [package.python, "-m", "quadriga.launch.job_main", run_dir]
+    command += [f"--allow-changed={key}" for key in allow_changed]
+    command += [f"--secret={name}" for name in package.secrets]
+    command += [f"--secrets-file={package.secrets_file}"] if package.secrets_file else []
+    return shlex.join(command)

@@ -51,14 +51,14 @@ def start_order(name: str, host: Host, facts: Facts, head: str | None, files: di
 def ray_command(settings: SshSettings, address: str, cores: int | str, head: str | None) -> list[str]:
     """Return the `ray start` command of one host: in the foreground, with every port fixed."""
     low, high = settings.worker_ports
-    words = [settings.python, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-    words += [f"--node-ip-address={address}", f"--num-cpus={cores}"]
-    words += [f"--{option}={low + offset}" for offset, option in enumerate(NODE_PORTS)]
-    words += [f"--min-worker-port={low + CLIENT_PORT_OFFSET + 1}", f"--max-worker-port={high}"]
+    command = [settings.python, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    command += [f"--node-ip-address={address}", f"--num-cpus={cores}"]
+    command += [f"--{option}={low + offset}" for offset, option in enumerate(NODE_PORTS)]
+    command += [f"--min-worker-port={low + CLIENT_PORT_OFFSET + 1}", f"--max-worker-port={high}"]
     if head is not None:
-        return [*words, f"--address={head}:{settings.ray_port}"]
-    words += ["--head", f"--port={settings.ray_port}", f"--ray-client-server-port={low + CLIENT_PORT_OFFSET}"]
-    return [*words, "--dashboard-host=127.0.0.1", f"--dashboard-port={settings.dashboard_port}"]
+        return [*command, f"--address={head}:{settings.ray_port}"]
+    command += ["--head", f"--port={settings.ray_port}", f"--ray-client-server-port={low + CLIENT_PORT_OFFSET}"]
+    return [*command, "--dashboard-host=127.0.0.1", f"--dashboard-port={settings.dashboard_port}"]
 
 
 def bring_up(stage: Any, report: PreflightReport, token: str, console: Console) -> None:

@@ -38,12 +38,12 @@ class Host:
     def ssh(self, *options: str) -> list[str]:
         """Return the ssh command to this host, without the remote command. It never asks for a password."""
         settings = self.settings
-        words = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
-        words += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-p", str(settings.port)]
-        words += [word for option in settings.options for word in ("-o", option)]
-        words += ["-i", os.path.expanduser(settings.key)] if settings.key else []
-        words += ["-l", settings.user] if settings.user else []
-        return [*words, *options, "--", self.name]
+        command = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
+        command += ["-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-p", str(settings.port)]
+        command += [word for option in settings.options for word in ("-o", option)]
+        command += ["-i", os.path.expanduser(settings.key)] if settings.key else []
+        command += ["-l", settings.user] if settings.user else []
+        return [*command, *options, "--", self.name]
 
     def start(self, verb: str, order: Mapping[str, Any]) -> "subprocess.Popen[str]":
         """Start a verb of remote.py on the host; the first line of its standard output will be the answer."""
