@@ -1,1 +1,1 @@
-"""Ray from the driver's side: placement, reservations, processes, and the health of rollout workers."""
+"""The driver's side of Ray: placement, reservations, processes, and the health of rollout workers."""

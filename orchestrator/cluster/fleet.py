@@ -1,4 +1,4 @@
-"""The rollout workers' processes: handles, health, and a replacement for each one that is lost."""
+"""Fleet: the rollout workers' processes with their handles and health; it replaces each one that is lost."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from quadriga.orchestrator.cluster.health import Health, State
 
 @dataclass
 class Worker:
-    """One place in the fleet, whatever process holds it now. `starting`: reference of its start, until it is up."""
+    """One place in the fleet and the process that holds it now. starting: reference of that process's start call."""
 
     name: str
     handle: Any
@@ -22,10 +22,11 @@ class Worker:
 
 @dataclass
 class Fleet:
-    """Starts workers and replaces lost ones.
+    """The rollout workers of a run: starts them, changes their number, and replaces lost ones.
 
-    launch: index -> (handle, reference of its start). release: index of a worker that left for good. on_loss: told of
-    every loss before the replacement starts; it raises when there have been too many.
+    launch: index -> (handle, reference of its start call). release: called with the index of a worker that is not
+    replaced. on_loss: called with every loss before the replacement starts; it raises to stop the run instead (the
+    default tolerates no loss). memory: the largest peak memory seen so far, in bytes.
     """
 
     launch: Callable[[int], tuple[Any, Any]]
@@ -37,12 +38,12 @@ class Fleet:
     memory: int = 0
 
     def start(self) -> None:
-        """Create all processes; `await_start` waits for them."""
+        """Create all processes without waiting for them; `await_start` does that."""
         for _ in range(self.count):
             self._join()
 
     def resize(self, count: int) -> None:
-        """Have this many workers. Newcomers join when they are up; the last ones leave at once, so none may be busy."""
+        """Change the number of workers. New ones serve once they are up; the last ones end at once and must be idle."""
         import ray
 
         while len(self.workers) < count:
@@ -54,19 +55,19 @@ class Fleet:
         self.count = count
 
     def await_start(self) -> None:
-        """Until every worker is up. Raises Lost where one does not come up and may not be replaced."""
+        """Wait until every worker is up. Raises Lost if one fails to start and may not be replaced."""
         while waiting := {w.name: w for w in self.workers if w.health.state is State.RESTARTING}:
             refs = {name: w.starting for name, w in waiting.items()}
             done, lost = gather(refs, "start", self.deadlines.start)
             self._note_starts(done, lost)
 
     def poll_starts(self) -> None:
-        """Note which workers have finished starting since the last call."""
+        """Record which workers have finished starting since the last call."""
         if waiting := {w.name: w.starting for w in self.workers if w.health.state is State.RESTARTING}:
             self._note_starts(*poll(waiting, "start", 0.0))
 
     def lose(self, worker: Worker, loss: Lost) -> None:
-        """Kill what is left of a worker's process and start another."""
+        """Report a loss, kill what is left of the worker's process, and start another in its place."""
         import ray
 
         worker.health.mark_dead()
@@ -76,11 +77,11 @@ class Fleet:
         worker.health.mark_restarting()
 
     def in_state(self, *states: State) -> list[Worker]:
-        """The workers in one of these states."""
+        """Return the workers that are in one of these states."""
         return [worker for worker in self.workers if worker.health.state in states]
 
     def peak_memory(self) -> int:
-        """Largest peak memory of a worker so far, in bytes. One that does not answer is left to whom it concerns."""
+        """Return the largest peak memory of a worker so far, in bytes. A worker that does not answer is left out."""
         refs = {w.name: w.handle.memory.remote() for w in self.in_state(State.HEALTHY, State.STALE)}
         if refs:
             done, _ = gather(refs, "memory", self.deadlines.heartbeat)
@@ -88,7 +89,7 @@ class Fleet:
         return self.memory
 
     def close(self) -> None:
-        """End the processes."""
+        """Kill the processes."""
         import ray
 
         for worker in self.workers:

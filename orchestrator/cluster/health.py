@@ -1,4 +1,4 @@
-"""The health of one rollout worker as a pure state machine: who may serve, who is late, who holds old weights."""
+"""Health: a pure state machine of one rollout worker, which decides whether it may serve."""
 
 import time
 from collections.abc import Callable
@@ -9,25 +9,25 @@ class State(Enum):
     """RESTARTING -> STALE -> HEALTHY <-> SUSPECT -> DEAD -> RESTARTING; new weights make any living worker STALE.
 
     The transition that matters most does not exist: a worker that came back never becomes HEALTHY without loading the
-    current weights, so nothing is ever answered by old ones.
+    current weights, so no request is ever answered with old ones.
     """
 
     RESTARTING = "restarting"
-    """A process is being started; it owes no answer."""
+    """A process is being started; no answer is expected of it."""
     STALE = "stale"
-    """Up, without the current weights: it may be synced, not asked."""
+    """Up, but without the current weights: it may be synced and gets no requests."""
     HEALTHY = "healthy"
     """Holds the current weights and answers in time."""
     SUSPECT = "suspect"
-    """Late with an answer. It goes on serving: one long step should not drain a worker."""
+    """Late with an answer. It still serves: one long step should not drain a worker."""
     DEAD = "dead"
-    """Gone, or silent for too long: killed, and replaced."""
+    """Gone, or silent for too long: it is killed and replaced."""
 
 
 class Health:
-    """The state of one worker. It serves only while HEALTHY or SUSPECT, and only the version it holds.
+    """The state of one worker, which serves only while HEALTHY or SUSPECT, and only the version that it holds.
 
-    patience: seconds without an answer after which it is DEAD; after half of them it is SUSPECT.
+    patience: seconds without an answer until it is DEAD; after half of them it is SUSPECT. clock: the time in seconds.
     """
 
     def __init__(self, patience: float, clock: Callable[[], float] = time.monotonic):
@@ -37,30 +37,30 @@ class Health:
         self._since = clock()
 
     def on_started(self) -> None:
-        """Note that its process is up."""
+        """Record that its process is up."""
         self._go({State.RESTARTING}, State.STALE)
 
     def on_weights_loaded(self, version: int) -> None:
-        """Note that it holds the weights of this version."""
+        """Record that it holds the weights of this version."""
         self._go({State.STALE}, State.HEALTHY)
         self.version = version
 
     def mark_stale(self) -> None:
-        """Note that there are newer weights than its own."""
+        """Record that there are newer weights than the ones that it holds."""
         self._go({State.STALE, State.HEALTHY, State.SUSPECT}, State.STALE)
         self.version = None
 
     def on_request(self) -> None:
-        """Start the clock: it owes an answer from now on."""
+        """Start the clock: an answer is due from now on."""
         self._since = self._clock()
 
     def on_response(self) -> None:
-        """Note a sign of life."""
+        """Record a sign of life."""
         if self.state is State.SUSPECT:
             self.state = State.HEALTHY
 
     def on_timeout_check(self) -> State:
-        """Look at the clock while no answer is there; return the state that follows."""
+        """Compare the time since the request with the patience; return the state that follows."""
         silence = self._clock() - self._since
         if self.state in (State.HEALTHY, State.SUSPECT):
             if silence > self._patience:
@@ -74,7 +74,7 @@ class Health:
         self.state, self.version = State.DEAD, None
 
     def mark_restarting(self) -> None:
-        """Note that another process takes its place."""
+        """Record that another process takes its place."""
         self._go({State.DEAD}, State.RESTARTING)
 
     def serves(self, version: int) -> bool:

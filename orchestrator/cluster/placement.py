@@ -1,4 +1,4 @@
-"""Which process runs where: a pure plan of placement groups on the cluster's machines, and a slot for every process."""
+"""Placement: a pure plan of placement groups on the cluster's machines, with a slot for every process."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ Mode = str | Sequence[Sequence[PlacedRole]]
 
 @dataclass(frozen=True)
 class Machine:
-    """A node of the cluster: its address, and what it has in all."""
+    """A node of the cluster: its address, and its total CPUs and GPUs."""
 
     address: str
     cpus: float
@@ -22,7 +22,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """Processes of a role, GPUs per process, and over how many machines they are spread (None: it does not matter)."""
+    """The processes of a role: their number, GPUs per process, and the number of machines (None: any number)."""
 
     count: int
     gpus: float
@@ -31,7 +31,7 @@ class ResourceRequest:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one process goes: a bundle of a placement group (None: anywhere) and its share of a GPU."""
+    """Where one process runs: a bundle of a placement group (None: anywhere) and its share of a GPU."""
 
     group: int | None
     bundle: int
@@ -40,7 +40,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class PlacementGroupSpec:
-    """Bundles that are reserved together. machine: the address they must be on; None: packed on few machines."""
+    """Bundles that are reserved together, on `machine` (an address) or, if it is None, packed on few machines."""
 
     bundles: list[dict[str, float]]
     machine: str | None
@@ -48,7 +48,7 @@ class PlacementGroupSpec:
 
 @dataclass(frozen=True)
 class Placement:
-    """Placement groups to reserve, and a slot for every process of every role."""
+    """The placement groups to reserve, and a slot for every process: role -> slots in the order of ranks."""
 
     groups: list[PlacementGroupSpec] = field(default_factory=list)
     slots: dict[str, list[Slot]] = field(default_factory=dict)
@@ -58,10 +58,10 @@ ANYWHERE = Slot(None, 0, 0.0)
 
 
 def resource_requests(settings: ClusterSettings, roles: Sequence[Role], generates: bool) -> dict[str, ResourceRequest]:
-    """What a stage with these models requests of the cluster, in the roles' order."""
-    hosts = {role: settings.model_worker(role) for role in roles}
+    """Return the request of every role, in the order of `roles`; with `generates` also that of the rollout workers."""
+    workers = {role: settings.model_worker(role) for role in roles}
     requests: dict[str, ResourceRequest] = {
-        role: ResourceRequest(host.ranks, host.gpus, host.nodes) for role, host in hosts.items()
+        role: ResourceRequest(worker.ranks, worker.gpus, worker.nodes) for role, worker in workers.items()
     }
     if generates:
         rollout = settings.rollout
@@ -72,24 +72,24 @@ def resource_requests(settings: ClusterSettings, roles: Sequence[Role], generate
 def place(requests: Mapping[str, ResourceRequest], device: str, mode: Mode, machines: Sequence[Machine]) -> Placement:
     """Give every process a slot.
 
-    mode: `separate` gives every process GPUs of its own, `colocate` lets rank i of every role share one, `auto`
-    separates where there are enough, and lists of roles share within a list. Where a role says on how many `nodes` it
-    is, its list has machines of its own, taken in the order of `machines`; its other roles are there too. On CPU
-    nothing is reserved for the others: processes take turns on the cores.
+    mode: `separate` gives every process exclusive GPUs, `colocate` lets rank i of every role share one, `auto`
+    separates if there are enough GPUs; with lists of roles, the roles of a list share. If a role sets `nodes`, its
+    whole list gets that many exclusive machines, taken in the order of `machines`. On CPU the remaining lists reserve
+    nothing: their processes take turns on the cores.
 
-    Raises UserError, before anything starts, when the cluster cannot hold them.
+    Raises UserError, before anything starts, if the cluster cannot hold the processes.
     """
-    lists = _lists(requests, device, mode, machines)
+    lists = _sharing_lists(requests, device, mode, machines)
     groups: list[PlacementGroupSpec] = []
     slots: dict[str, list[Slot]] = {}
     free = list(machines)
-    loose: list[list[str]] = []
+    unpinned: list[list[str]] = []
     for roles in lists:
         nodes = _nodes(roles, requests)
         if nodes is None:
-            loose.append(roles)
+            unpinned.append(roles)
             continue
-        ranks = [_on_node(roles, requests, number, nodes) for number in range(nodes)]
+        ranks = [_ranks_on_node(roles, requests, number, nodes) for number in range(nodes)]
         shares = [_share(roles, requests, {role: len(own) for role, own in local.items()}, device) for local in ranks]
         chosen = _choose(roles, requests, shares, ranks, free, machines, device)
         for machine, local, (bundles, share) in zip(chosen, ranks, shares, strict=True):
@@ -99,23 +99,24 @@ def place(requests: Mapping[str, ResourceRequest], device: str, mode: Mode, mach
                     Slot(len(groups), bundle, gpus) for (bundle, gpus), _ in zip(share[role], own, strict=True)
                 )
             groups.append(PlacementGroupSpec(bundles, machine.address))
-    if loose and device == "cpu":
-        slots |= _unreserved({role: requests[role] for roles in loose for role in roles}, sum(m.cpus for m in machines))
-    elif loose:
-        _reserve_anywhere(loose, requests, sum(m.gpus for m in free), groups, slots)
+    if unpinned and device == "cpu":
+        cpus = sum(machine.cpus for machine in machines)
+        slots |= _unreserved({role: requests[role] for roles in unpinned for role in roles}, cpus)
+    elif unpinned:
+        _reserve_anywhere(unpinned, requests, sum(m.gpus for m in free), groups, slots)
     return Placement(groups, slots)
 
 
 def max_processes_per_node(placement: Placement, roles: Sequence[str], machines: Sequence[Machine]) -> int:
-    """Most processes of these roles on one machine, as far as the plan knows.
+    """Return the most processes of these roles on one machine, as far as the plan knows.
 
-    A placement group that may be anywhere is taken to fill the largest machines evenly; without GPUs all of it may be
-    on one.
+    A placement group without a machine is assumed to fill the largest machines evenly, and one without GPUs to be on a
+    single machine.
     """
     largest = max(machine.gpus for machine in machines)
-    sitting = Counter(slot.group for role in roles for slot in placement.slots.get(role, []))
+    processes_in = Counter(slot.group for role in roles for slot in placement.slots.get(role, []))
     counts = Counter[str | None]()
-    for number, processes in sitting.items():
+    for number, processes in processes_in.items():
         group = PlacementGroupSpec([], None) if number is None else placement.groups[number]
         gpus = sum(bundle.get("GPU", 0.0) for bundle in group.bundles)
         part = largest / gpus if group.machine is None and gpus > largest else 1.0
@@ -124,19 +125,19 @@ def max_processes_per_node(placement: Placement, roles: Sequence[str], machines:
 
 
 def fewest_cores(machines: Sequence[Machine]) -> int:
-    """Of a machine that takes processes: a head with `num-cpus: 0` says nothing of the others."""
+    """Return the fewest cores of a machine that has any: a head node with `num-cpus: 0` takes no processes."""
     return int(min((machine.cpus for machine in machines if machine.cpus), default=1))
 
 
 def threads(setting: int | None, cpus: int, at_once: int) -> int:
-    """CPU threads of a process: as set, or the cores divided by what runs at the same time."""
+    """Return the CPU threads of a process: the setting, else the cores divided by the processes that run at once."""
     return setting if setting is not None else max(1, cpus // max(1, at_once))
 
 
-def _lists(
+def _sharing_lists(
     requests: Mapping[str, ResourceRequest], device: str, mode: Mode, machines: Sequence[Machine]
 ) -> list[list[str]]:
-    """The roles that share with each other."""
+    """Return lists of the roles that share machines or GPUs."""
     if not isinstance(mode, str):
         named: list[str] = [role for roles in mode for role in roles]
         if twice := [role for role in named if named.count(role) > 1]:
@@ -152,11 +153,11 @@ def _lists(
 
 
 def _nodes(roles: Sequence[str], requests: Mapping[str, ResourceRequest]) -> int | None:
-    """On how many machines the roles of a list are."""
+    """Return the number of machines for the roles of a list; None if no role sets it."""
     given = {role: nodes for role in roles if (nodes := requests[role].nodes) is not None}
     if len(set(given.values())) > 1:
-        said = " and ".join(f"cluster.{role}.nodes is {nodes}" for role, nodes in given.items())
-        raise UserError(f"{said}, but they share their nodes (cluster.placement): give the same number.")
+        listed = " and ".join(f"cluster.{role}.nodes is {nodes}" for role, nodes in given.items())
+        raise UserError(f"{listed}, but they share their nodes (cluster.placement): give the same number.")
     nodes = next(iter(given.values()), None)
     for role in given:
         if nodes and requests[role].count % nodes:
@@ -167,10 +168,10 @@ def _nodes(roles: Sequence[str], requests: Mapping[str, ResourceRequest]) -> int
     return nodes
 
 
-def _on_node(
+def _ranks_on_node(
     roles: Sequence[str], requests: Mapping[str, ResourceRequest], number: int, nodes: int
 ) -> dict[str, list[int]]:
-    """The ranks of each role on the n-th of the machines: neighbours together."""
+    """Return role -> its ranks on the machine with this number; neighbouring ranks are together."""
     return {
         role: [rank for rank in range(requests[role].count) if rank * nodes // requests[role].count == number]
         for role in roles
@@ -178,13 +179,13 @@ def _on_node(
 
 
 Share = dict[str, list[tuple[int, float]]]
-"""Role -> (bundle, GPU share) of each of its processes on a machine."""
+"""Role -> (bundle, share of a GPU) of each of its processes on a machine."""
 
 
 def _share(
     roles: Sequence[str], requests: Mapping[str, ResourceRequest], counts: Mapping[str, int], device: str
 ) -> tuple[list[dict[str, float]], Share]:
-    """Bundles for so many processes of each role, and which process gets which."""
+    """Return bundles for these counts of processes (by role), and the bundle of each process."""
     if device == "cpu":
         return [{}], {role: [(0, 0.0)] * counts[role] for role in roles}
     if len(roles) == 1:
@@ -211,29 +212,30 @@ def _choose(
     machines: Sequence[Machine],
     device: str,
 ) -> list[Machine]:
-    """A machine for each share, the first that has room."""
+    """Return a machine for each share, the first with enough room. Raises UserError if there is none."""
     chosen: list[Machine] = []
     for (bundles, _), local in zip(shares, ranks, strict=True):
         gpus = sum(bundle.get("GPU", 0.0) for bundle in bundles)
-        cpus = max(len(own) for own in local.values())  # of a role: roles take turns, its ranks do not
+        cpus = max(len(own) for own in local.values())  # a maximum: roles take turns, the ranks of a role do not
         room = [m for m in free if m not in chosen and m.gpus >= gpus and (device != "cpu" or m.cpus >= cpus)]
         if not room:
-            need = _several(gpus, "GPU") if device == "cuda" else _several(cpus, "CPU core")
-            left = ", ".join(f"{m.address} ({_several(m.gpus, 'GPU')}, {_several(m.cpus, 'core')})" for m in free)
+            need = _counted(gpus, "GPU") if device == "cuda" else _counted(cpus, "CPU core")
+            left = ", ".join(f"{m.address} ({_counted(m.gpus, 'GPU')}, {_counted(m.cpus, 'core')})" for m in free)
             raise UserError(
-                f"{', '.join(roles)}: {_several(len(shares), 'machine')} of {'its' if len(roles) == 1 else 'their'} "
-                f"own with {need} each, and {left or 'none'} of {_several(len(machines), 'machine')} left. Lower "
+                f"{', '.join(roles)}: {_counted(len(shares), 'machine')} of {'its' if len(roles) == 1 else 'their'} "
+                f"own with {need} each required, free: {left or 'none'} of {_counted(len(machines), 'machine')}. Lower "
                 "`nodes`, or add machines."
             )
         chosen.append(room[0])
     return chosen
 
 
-def _several(number: float, thing: str) -> str:
+def _counted(number: float, thing: str) -> str:
     return f"{number:g} {thing}{'' if number == 1 else 's'}"
 
 
 def _unreserved(requests: Mapping[str, ResourceRequest], cpus: float) -> dict[str, list[Slot]]:
+    """Return slots anywhere, role by role. Raises UserError if a role has more processes than there are cores."""
     for role, request in requests.items():
         if request.count > cpus:
             raise UserError(
@@ -250,7 +252,7 @@ def _reserve_anywhere(
     groups: list[PlacementGroupSpec],
     slots: dict[str, list[Slot]],
 ) -> None:
-    """Add one placement group on GPUs wherever they are."""
+    """Add one placement group, with slots in it, on GPUs of any machine. Raises UserError if there are too few."""
     bundles: list[dict[str, float]] = []
     for roles in lists:
         own, share = _share(roles, requests, {role: requests[role].count for role in roles}, "cuda")

@@ -1,4 +1,4 @@
-"""One run's processes: joins or starts Ray, places the roles, starts model and rollout workers, ends them again."""
+"""Processes: the model and rollout workers of one run on a Ray cluster, from placement to their end."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -29,12 +29,12 @@ from quadriga.orchestrator.cluster.reservations import Reservations, machines
 
 START_ATTEMPTS = 3
 HEARTBEAT_SECONDS = 2.0
-"""How long a process may take to say that it is alive before it is taken for busy."""
+"""How long a process may take to answer a heartbeat before it is assumed to be busy."""
 
 
 @dataclass(frozen=True)
 class ModelUse:
-    """A model that a stage wants on the cluster."""
+    """A model that a stage runs on the cluster. optimizer: None for a model that is not trained."""
 
     role: Role
     model: ModelSpec
@@ -43,9 +43,9 @@ class ModelUse:
 
 @contextmanager
 def connected(settings: ClusterSettings) -> Iterator[str | None]:
-    """A Ray cluster: the one at `cluster.address`, or one of our own on this machine that ends with the block.
+    """Join the Ray cluster at `cluster.address`, or start one on this machine that ends with the block.
 
-    Yields the dashboard's address, None where it has none. Nested use joins the outer one.
+    Yields the dashboard's address, None if there is none. Nested use shares the outer connection.
     """
     prepare_driver()
     import ray
@@ -64,7 +64,7 @@ def connected(settings: ClusterSettings) -> Iterator[str | None]:
 
 
 def _start_ray(arguments: dict[str, Any]) -> Any:
-    """ray.init, tried again where a busy machine was too slow for the 30 s that Ray gives its own processes."""
+    """Call ray.init, again if a busy machine takes longer than the 30 s that Ray gives its own processes."""
     import ray
 
     for left in reversed(range(START_ATTEMPTS)):
@@ -83,7 +83,11 @@ def _start_ray(arguments: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """The vLLM engines a stage wants. load: start with the folder's weights, not wait for a sync."""
+    """The vLLM engines of a stage.
+
+    model: folder of the model. max_tokens: longest sequence. load: start with the folder's weights; otherwise the first
+    sync brings them.
+    """
 
     model: str
     max_tokens: int
@@ -91,10 +95,11 @@ class RolloutPlan:
 
 
 class Processes:
-    """What a stage runs on the cluster: a group of hosts a role, a fleet of rollout workers, and how to make them anew.
+    """What a stage runs on the cluster: one group of model workers per role, and a fleet of rollout workers.
 
-    worker_classes: role -> another class to run in its processes. note: gets events (`RunDir.note`).
-    Raises UserError when the cluster cannot hold them.
+    uses: the models. rollout: the engines, None for a stage that does not generate. logs: folder of the log files.
+    worker_classes: role -> another class to run in its processes. note: records events (`RunDir.note`).
+    Raises UserError if the cluster cannot hold them.
     """
 
     def __init__(
@@ -107,64 +112,63 @@ class Processes:
         note: Callable[..., None] = lambda event, **fields: None,
     ):
         self.settings, self.device, self._logs = settings, resolve_device(settings.device), logs
-        self._hostings = {use.role: use for use in uses}
-        self._host_classes, self._rollout = worker_classes or {}, rollout
+        self._uses = {use.role: use for use in uses}
+        self._worker_classes, self._rollout = worker_classes or {}, rollout
         nodes = machines()
-        requests = resource_requests(settings, list(self._hostings), rollout is not None)
+        requests = resource_requests(settings, list(self._uses), rollout is not None)
         placement = place(requests, self.device, settings.placement, nodes)
-        self._specs = Reservations(placement, settings.deadlines.start, note)
+        self._reservations = Reservations(placement, settings.deadlines.start, note)
         self._cpus = fewest_cores(nodes)
-        # Actor and critic train at the same time, and so do forward passes of the others: their ranks share the cores.
-        # On GPUs it is offloaded optimizers that compute there.
-        busy = [h.role for h in uses if self.device == "cpu" or h.optimizer is not None]
+        # On CPU all models compute on the cores at the same time; on GPUs only offloaded optimizers do.
+        busy = [use.role for use in uses if self.device == "cpu" or use.optimizer is not None]
         self._at_once = min(self._cpus, max_processes_per_node(placement, busy, nodes))
-        self._known: dict[str, tuple[str, int]] = {}
+        self._locations: dict[str, tuple[str, int]] = {}
         self.groups: dict[str, ActorGroup] = {}
         self.fleet = Fleet(
             self._launch,
             settings.rollout.workers if rollout else 0,
             settings.deadlines,
-            lambda index: self._specs.release("rollout", index),
+            lambda index: self._reservations.release("rollout", index),
         )
 
     @property
     def logs(self) -> list[str]:
-        """The log file of every process."""
+        """The paths of the log files, one per process."""
         logs = [log for group in self.groups.values() for log in group.logs]
         return logs + [f"{self._logs}/rollout-{index}.log" for index in range(self.fleet.count)]
 
     def start(self) -> None:
-        """Start every model host and rollout worker at the same time."""
-        self._specs.reserve()
+        """Start all model workers and rollout workers at the same time; return when they are up."""
+        self._reservations.reserve()
         self.fleet.start()
-        self.rebuild(list(self._hostings))
+        self.rebuild(list(self._uses))
         self.fleet.await_start()
 
     def rebuild(self, roles: Iterable[Role]) -> None:
-        """Start these roles anew from the weights they first had; what is left of their processes is killed."""
+        """Start these roles again from their initial weights; what is left of their processes is killed."""
         roles = list(roles)
         for role in roles:
             if role in self.groups:
                 self.groups[role].close()
-                self._specs.renew(role, wait=True)
-            self.groups[role] = self._group(self._hostings[role])
+                self._reservations.replace_lost_nodes(role, wait=True)
+            self.groups[role] = self._group(self._uses[role])
         start_groups([self.groups[role] for role in roles])
 
     def ranks(self) -> dict[str, int]:
-        """Role -> processes it has."""
+        """Return role -> number of its processes."""
         return {role: group.world for role, group in self.groups.items()} | {"rollout": len(self.fleet.workers)}
 
     def process_locations(self) -> dict[str, tuple[str, int]]:
-        """Name (`actor 0`) -> (Ray's node id, process id), of one that does not answer what it last said."""
+        """Return process name (`actor 0`) -> (Ray's node id, process id); a silent process keeps its last answer."""
         handles = {name: rank for group in self.groups.values() for name, rank in group.handles.items()}
         handles |= {worker.name: worker.handle for worker in self.fleet.workers}
         if handles:
             refs = {name: request_heartbeat(handle) for name, handle in handles.items()}
-            self._known |= gather(refs, "process_locations", HEARTBEAT_SECONDS)[0]
-        return self._known
+            self._locations |= gather(refs, "process_locations", HEARTBEAT_SECONDS)[0]
+        return self._locations
 
     def record_locations(self, run: RunDir) -> None:
-        """Write down which process runs where, and the nodes' addresses, in run.json."""
+        """Write the location of every process, and the nodes' addresses, into run.json."""
         import ray
 
         nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
@@ -172,54 +176,55 @@ class Processes:
         run.update_run(processes=processes, nodes={node: nodes.get(node) for node, _ in processes.values()})
 
     def dead_roles(self) -> set[Role]:
-        """Roles of which a process is gone."""
+        """Return the roles that have lost a process."""
         refs = {name: request_heartbeat(rank) for group in self.groups.values() for name, rank in group.handles.items()}
         _, lost = gather(refs, "recovery", HEARTBEAT_SECONDS) if refs else ({}, {})
         return {self.role_of(name) for name, loss in lost.items() if isinstance(loss, ProcessDied)}
 
     def role_of(self, name: str) -> Role:
-        """`actor` of `actor 1`."""
-        return next(role for role in self._hostings if role == name.split(" ")[0])
+        """Return the role in a process name: `actor` for `actor 1`."""
+        return next(role for role in self._uses if role == name.split(" ")[0])
 
     def handle(self, role: str, rank: int) -> Any:
-        """The Ray handle of one process."""
+        """Return the Ray handle of one process."""
         return self.fleet.workers[rank].handle if role == "rollout" else self.groups[role].ranks[rank]
 
     def close(self) -> None:
-        """End every process."""
+        """Kill every process and release what it reserved."""
         for group in self.groups.values():
             group.close()
         self.fleet.close()
-        self._specs.close()
+        self._reservations.close()
 
     def _group(self, use: ModelUse) -> ActorGroup:
-        host = self.settings.model_worker(use.role)
+        """Create the model workers of a role, without starting them."""
+        worker = self.settings.model_worker(use.role)
         specs = [
             ModelWorkerSpec(
                 role=use.role,
                 rank=rank,
-                world=host.ranks,
+                world=worker.ranks,
                 model=use.model,
                 cluster=self.settings,
                 device=self.device,
-                threads=threads(host.threads, self._cpus, self._at_once),
+                threads=threads(worker.threads, self._cpus, self._at_once),
                 optimizer=use.optimizer,
             )
-            for rank in range(host.ranks)
+            for rank in range(worker.ranks)
         ]
-        worker_class = self._host_classes.get(use.role, ModelWorker)
-        slots = [self._specs.options(use.role, rank) for rank in range(host.ranks)]
-        return ActorGroup(specs, self._logs, slots, worker_class)
+        worker_class = self._worker_classes.get(use.role, ModelWorker)
+        options = [self._reservations.options(use.role, rank) for rank in range(worker.ranks)]
+        return ActorGroup(specs, self._logs, options, worker_class)
 
     def _launch(self, index: int) -> tuple[Any, Any]:
-        """One rollout worker: its handle and the reference of its start."""
+        """Create a rollout worker; return its handle and the reference of its start call."""
         assert self._rollout is not None
         plan, settings = self._rollout, self.settings.rollout
-        self._specs.renew("rollout", wait=False)
+        self._reservations.replace_lost_nodes("rollout", wait=False)
         actor = remote_process(RolloutWorker, f"{self._logs}/rollout-{index}.log", f"rollout-{index}").options(
             max_concurrency=4,
             runtime_env=runtime_env("rollout", self.device, settings.threads),
-            **self._specs.options("rollout", index),
+            **self._reservations.options("rollout", index),
         )
         handle = actor.remote(settings, self.device)
         return handle, handle.start.remote(plan.model, self.settings.dtype, plan.max_tokens, plan.load)
@@ -235,7 +240,7 @@ def processes(
     on_loss: Callable[[Lost], None] | None = None,
     note: Callable[..., None] = lambda event, **fields: None,
 ) -> Iterator[Processes]:
-    """`Processes`, started, and ended with the block. on_loss: as in `Fleet`."""
+    """Start `Processes` and end them with the block. on_loss: as in `Fleet`."""
     running = Processes(settings, uses, rollout, logs, worker_classes, note)
     if on_loss is not None:
         running.fleet.on_loss = on_loss

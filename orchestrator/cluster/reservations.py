@@ -1,4 +1,4 @@
-"""Ray placement groups for a placement: reserved, and reserved anew when their machine is lost."""
+"""Reservations: Ray placement groups for a placement, reserved again on another machine if theirs is lost."""
 
 import socket
 import time
@@ -11,11 +11,12 @@ from quadriga.actors.runtime.remote_calls import wait_all
 from quadriga.data.errors import Fault
 from quadriga.orchestrator.cluster.placement import Machine, Placement, PlacementGroupSpec
 
-REACH_SECONDS = 3.0
+NODE_ANSWER_SECONDS = 3.0
+"""How long a node may take to accept a connection before it counts as lost."""
 
 
 def machines() -> list[Machine]:
-    """The cluster's living nodes, the driver's first, then by address."""
+    """Return the cluster's living nodes, the driver's first, then by address."""
     import ray
 
     own = ray.util.get_node_ip_address()
@@ -28,7 +29,7 @@ def machines() -> list[Machine]:
 
 
 def reachable() -> set[str]:
-    """Addresses of the nodes that answer now. Ray takes up to a minute to notice that a cable was cut."""
+    """Return the addresses of the nodes that answer now: Ray takes up to a minute to notice a cut cable."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -39,23 +40,27 @@ def reachable() -> set[str]:
 
 def _answers(address: str, port: int) -> bool:
     try:
-        socket.create_connection((address, port), timeout=REACH_SECONDS).close()
+        socket.create_connection((address, port), timeout=NODE_ANSWER_SECONDS).close()
     except OSError:
         return False
     return True
 
 
 class Reservations:
-    """Ray's side of a placement. limit: seconds to wait for room, or for a machine that replaces a lost one."""
+    """The Ray placement groups of a placement.
+
+    limit: seconds to wait for resources, or for a machine that replaces a lost one. note: records events
+    (`RunDir.note`).
+    """
 
     def __init__(self, placement: Placement, limit: float, note: Callable[..., None] = lambda event, **fields: None):
         self._specs, self._slots, self._limit, self._note = list(placement.groups), placement.slots, limit, note
         self._groups: list[Any] = []
         self._more: dict[tuple[str, int], Any] = {}
-        """Placement groups of processes beyond the plan."""
+        """(role, number) -> placement group of a process beyond the plan."""
 
     def reserve(self) -> None:
-        """Reserve everything. Raises Lost when there is no room in time."""
+        """Reserve all groups. Raises Lost if the resources are not free in time."""
         self._groups = [_group(group) for group in self._specs]
         pairs = zip(self._specs, self._groups, strict=True)
         waits = {f"group on {group.machine or 'GPUs'}": group.ready() for group, group in pairs}
@@ -63,7 +68,7 @@ class Reservations:
             wait_all(waits, "start", self._limit)
 
     def options(self, role: str, number: int) -> dict[str, Any]:
-        """Ray actor options of a process. One more than the plan has goes where the others of its role are."""
+        """Return the Ray actor options of a process; one beyond the plan goes where the others of its role are."""
         slots = self._slots[role]
         slot = slots[number % len(slots)]
         if slot.group is None:
@@ -79,17 +84,17 @@ class Reservations:
         return {"num_cpus": 1 if slot.gpus else 0, "num_gpus": slot.gpus, "scheduling_strategy": strategy}
 
     def release(self, role: str, number: int) -> None:
-        """Give back what a process beyond the plan had."""
+        """Remove the placement group of a process beyond the plan."""
         import ray
 
         if (group := self._more.pop((role, number), None)) is not None:
             ray.util.remove_placement_group(group)
 
-    def renew(self, role: str, wait: bool) -> None:
-        """Give the role's groups on lost machines another machine.
+    def replace_lost_nodes(self, role: str, wait: bool) -> None:
+        """Move the role's placement groups from lost machines to others.
 
-        wait: for one that joins, if none is free; otherwise the group goes wherever there is room, now or later.
-        Raises Fault, naming the lost machine, when none joined in time.
+        wait: if no machine is free, wait for one to join; otherwise the group may go to any machine, now or later.
+        Raises Fault, naming the lost machine, if none joins in time.
         """
         if not any(self._specs[slot.group].machine for slot in self._slots[role] if slot.group is not None):
             return
@@ -102,14 +107,14 @@ class Reservations:
             self._note("node_lost", node=group.machine, replaced_by=self._specs[number].machine)
 
     def close(self) -> None:
-        """Give everything back."""
+        """Remove all placement groups."""
         import ray
 
         for group in [*self._groups, *self._more.values()]:
             ray.util.remove_placement_group(group)
 
     def _spare(self, group: PlacementGroupSpec, wait: bool) -> str | None:
-        """A living machine of nobody's with room for a group's bundles."""
+        """Return the address of an unused living machine with room for a group's bundles; None without `wait`."""
         deadline = time.monotonic() + self._limit
         gpus = sum(bundle.get("GPU", 0.0) for bundle in group.bundles)
         while True:
@@ -138,9 +143,9 @@ class Reservations:
 
 
 def _group(group: PlacementGroupSpec) -> Any:
-    """Every Ray node has a resource of its own address: a sliver of it ties a bundle to the node."""
+    """Create a placement group; a sliver of the resource `node:ADDRESS`, which one node has, pins a bundle to it."""
     import ray
 
-    tie = {f"node:{group.machine}": 0.001} if group.machine else {}
-    bundles = [bundle | tie or {"CPU": 0.001} for bundle in group.bundles]
+    pin = {f"node:{group.machine}": 0.001} if group.machine else {}
+    bundles = [bundle | pin or {"CPU": 0.001} for bundle in group.bundles]
     return ray.util.placement_group(bundles, strategy="PACK")

@@ -1,4 +1,4 @@
-"""The health of a rollout worker: what may follow what, and that nothing but current weights is ever served."""
+"""Health of a rollout worker: its transitions, and that it only ever serves current weights."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from quadriga.orchestrator.cluster.health import Health, State
 
 
 class Clock:
-    """Time that passes when told."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -18,7 +18,7 @@ class Clock:
 
 
 def healthy(clock: Clock, version: int = 3) -> Health:
-    """A worker that is up and holds these weights."""
+    """Return the health of a worker that is up and holds these weights."""
     health = Health(10.0, clock)
     health.on_started()
     health.on_weights_loaded(version)
@@ -28,19 +28,21 @@ def healthy(clock: Clock, version: int = 3) -> Health:
 def test_a_late_worker_is_suspect_then_dead() -> None:
     clock = Clock()
     health = healthy(clock)
-    clock.now += 1000  # nobody asked it anything: that is no silence
+    clock.now += 1000  # nothing was requested, so this is not silence
     health.on_request()
     assert health.on_timeout_check() is State.HEALTHY
     clock.now += 5.1
-    assert health.on_timeout_check() is State.SUSPECT and health.serves(3)
+    assert health.on_timeout_check() is State.SUSPECT
+    assert health.serves(3)
     health.on_response()
     assert health.state is State.HEALTHY
     health.on_request()
     clock.now += 10.1
-    assert health.on_timeout_check() is State.DEAD and not health.serves(3)
+    assert health.on_timeout_check() is State.DEAD
+    assert not health.serves(3)
 
 
-def test_a_worker_that_came_back_serves_nothing_before_it_has_the_weights() -> None:
+def test_a_restarted_worker_serves_only_after_loading_weights() -> None:
     health = healthy(Clock())
     health.mark_dead()
     served = [health.serves(3)]
@@ -48,9 +50,11 @@ def test_a_worker_that_came_back_serves_nothing_before_it_has_the_weights() -> N
     served.append(health.serves(3))
     health.on_started()
     served.append(health.serves(3))
-    assert served == [False] * 3 and health.state is State.STALE
+    assert served == [False] * 3
+    assert health.state is State.STALE
     health.on_weights_loaded(4)
-    assert health.serves(4) and not health.serves(3)
+    assert health.serves(4)
+    assert not health.serves(3)
 
 
 @pytest.mark.parametrize("step", ["on_started", "mark_restarting"])
@@ -72,7 +76,7 @@ STEPS = [
 
 
 @given(st.lists(st.sampled_from(STEPS)))
-def test_it_serves_exactly_the_version_it_was_last_given_since_its_start(steps: list[str]) -> None:
+def test_it_serves_only_the_version_loaded_since_its_start(steps: list[str]) -> None:
     clock, holds, version = Clock(), None, 0
     health = Health(10.0, clock)
     for step in steps:

@@ -1,4 +1,4 @@
-"""Placement as a pure plan: nobody sits where there is no room."""
+"""Placement as a pure plan: no process is placed without room for it."""
 
 from collections import defaultdict
 
@@ -34,7 +34,7 @@ clusters = st.lists(st.tuples(st.integers(1, 16), st.integers(0, 16)), min_size=
 
 
 def used(plan: Placement) -> dict[tuple[int, int], float]:
-    """GPUs taken of every bundle."""
+    """Return (group, bundle) -> GPUs taken of it."""
     taken: dict[tuple[int, int], float] = defaultdict(float)
     for slots in plan.slots.values():
         for slot in slots:
@@ -44,7 +44,7 @@ def used(plan: Placement) -> dict[tuple[int, int], float]:
 
 
 @given(requests, modes, clusters)
-def test_no_seat_is_beyond_its_bundle_and_no_berth_beyond_its_machine(
+def test_slots_fit_their_bundles_and_groups_their_machines(
     wanted: dict[str, ResourceRequest], mode: str, cluster: list[Machine]
 ) -> None:
     try:
@@ -54,8 +54,8 @@ def test_no_seat_is_beyond_its_bundle_and_no_berth_beyond_its_machine(
     assert {role: len(slots) for role, slots in plan.slots.items()} == {role: w.count for role, w in wanted.items()}
     for (group, bundle), taken in used(plan).items():
         assert taken <= plan.groups[group].bundles[bundle]["GPU"] + 1e-9
-    tied = [group for group in plan.groups if group.machine]
-    assert len({group.machine for group in tied}) == len(tied)  # a machine is in one group
+    pinned = [group for group in plan.groups if group.machine]
+    assert len({group.machine for group in pinned}) == len(pinned)  # a machine is in one group
     total = 0.0
     for group in plan.groups:
         gpus = sum(bundle["GPU"] for bundle in group.bundles)
@@ -64,7 +64,7 @@ def test_no_seat_is_beyond_its_bundle_and_no_berth_beyond_its_machine(
             assert gpus <= next(machine.gpus for machine in cluster if machine.address == group.machine)
     assert total <= sum(machine.gpus for machine in cluster)
     for role, request in wanted.items():
-        if request.nodes:  # as many machines as were asked for, the same number of neighbours on each
+        if request.nodes:  # as many machines as requested, with the same number of neighbouring ranks on each
             machines = [plan.groups[slot.group].machine for slot in plan.slots[role] if slot.group is not None]
             assert len(set(machines)) == request.nodes
             assert machines == sorted(machines, key=machines.index)
@@ -77,23 +77,23 @@ def test_without_nodes_only_the_number_of_gpus_counts(counts: dict[str, int], gp
     for mode, need in (("separate", sum(counts.values())), ("colocate", max(counts.values()))):
         if need <= gpus:
             (group,) = place(wanted, "cuda", mode, cluster).groups
-            assert sum(bundle["GPU"] for bundle in group.bundles) == need and group.machine is None
+            assert sum(bundle["GPU"] for bundle in group.bundles) == need
+            assert group.machine is None
         else:
             with pytest.raises(UserError, match="GPUs"):
                 place(wanted, "cuda", mode, cluster)
 
 
 @given(st.dictionaries(st.sampled_from(ROLES), st.integers(1, 8), min_size=1), st.integers(1, 16))
-def test_on_cpu_nothing_is_reserved_and_no_role_has_more_processes_than_cores(
-    counts: dict[str, int], cores: int
-) -> None:
+def test_on_cpu_cores_limit_a_role_and_nothing_is_reserved(counts: dict[str, int], cores: int) -> None:
     wanted, cluster = {role: ResourceRequest(count, 1.0) for role, count in counts.items()}, [Machine("a", cores, 0)]
     if max(counts.values()) > cores:
         with pytest.raises(UserError, match=f"there are {cores} CPU cores"):
             place(wanted, "cpu", "auto", cluster)
     else:
         plan = place(wanted, "cpu", "auto", cluster)
-        assert plan.groups == [] and all(slot.group is None for slots in plan.slots.values() for slot in slots)
+        assert plan.groups == []
+        assert all(slot.group is None for slots in plan.slots.values() for slot in slots)
         assert max_processes_per_node(plan, list(counts), cluster) == sum(counts.values())
 
 
@@ -107,7 +107,7 @@ SPREAD = {
 LISTS = [["actor", "critic", "reference", "reward"], ["rollout"]]
 
 
-def test_roles_sit_on_the_machines_that_their_list_has() -> None:
+def test_roles_run_on_the_machines_of_their_list() -> None:
     plan = place(SPREAD, "cpu", LISTS, THREE)
     where = {
         role: [plan.groups[slot.group].machine for slot in slots if slot.group is not None]
@@ -125,7 +125,13 @@ def test_roles_sit_on_the_machines_that_their_list_has() -> None:
 @pytest.mark.parametrize(
     ("wanted", "mode", "device", "machines", "sentence"),
     [
-        (SPREAD, LISTS, "cpu", THREE[:2], r"rollout: 1 machine of its own with 2 CPU cores each"),
+        (
+            SPREAD,
+            LISTS,
+            "cpu",
+            THREE[:2],
+            r"rollout: 1 machine of its own with 2 CPU cores each required, free: none of 2 machines",
+        ),
         (
             SPREAD | {"actor": ResourceRequest(3, 1.0, 2)},
             LISTS,
@@ -145,9 +151,9 @@ def test_roles_sit_on_the_machines_that_their_list_has() -> None:
             LISTS,
             "cpu",
             THREE,
-            "with 3 CPU cores each, and 10.77.0.3 .* left",
+            "with 3 CPU cores each required, free: 10.77.0.3 .* of 3 machines",
         ),
-        (SPREAD, LISTS, "cuda", THREE, "with 1 GPU each"),
+        (SPREAD, LISTS, "cuda", THREE, "with 1 GPU each required"),
         (SPREAD, [["actor"], ["actor"]], "cpu", THREE, "names actor twice"),
         (
             {"actor": ResourceRequest(1, 1.0), "rollout": ResourceRequest(1, 2.0)},
@@ -158,27 +164,26 @@ def test_roles_sit_on_the_machines_that_their_list_has() -> None:
         ),
     ],
 )
-def test_what_cannot_be_seated_is_refused(
+def test_a_placement_without_room_is_refused(
     wanted: dict[str, ResourceRequest], mode: str, device: str, machines: list[Machine], sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):
         place(wanted, device, mode, machines)
 
 
-def test_processes_on_gpus_are_counted_by_the_machine() -> None:
-    """Four roles of 32 ranks on four machines of 8 GPUs: 32 processes on each, not 128."""
+def test_processes_on_gpus_are_counted_per_machine() -> None:
+    """Place four roles of 32 ranks on four machines of 8 GPUs: 32 processes on each, not 128."""
     roles = ["actor", "critic", "reference", "reward"]
-    wanted, cluster = (
-        {role: ResourceRequest(32, 1.0) for role in roles},
-        [Machine(f"10.0.0.{n}", 64, 8) for n in range(4)],
-    )
+    wanted = {role: ResourceRequest(32, 1.0) for role in roles}
+    cluster = [Machine(f"10.0.0.{n}", 64, 8) for n in range(4)]
     assert max_processes_per_node(place(wanted, "cuda", "colocate", cluster), roles, cluster) == 32
     assert max_processes_per_node(place(wanted, "cuda", "colocate", cluster), roles[:1], cluster) == 8
 
 
-def test_a_head_without_cores_leaves_the_others_theirs() -> None:
+def test_a_head_node_without_cores_does_not_count() -> None:
     head, *workers = Machine("10.0.0.1", 0, 0), Machine("10.0.0.2", 64, 8), Machine("10.0.0.3", 32, 8)
-    assert fewest_cores([head, *workers]) == 32 and fewest_cores([head]) == 1
+    assert fewest_cores([head, *workers]) == 32
+    assert fewest_cores([head]) == 1
 
 
 def test_threads_share_the_cores_unless_they_are_set() -> None:
