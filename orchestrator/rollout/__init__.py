@@ -1,1 +1,1 @@
-"""The driver's side of generation: a pool of vLLM workers and the account of its requests."""
+"""The driver's side of generation: a pool of vLLM workers and the tracker of its requests."""

@@ -1,4 +1,4 @@
-"""The vLLM workers as one generator of answers. Every request ends exactly once, and the counts are checked."""
+"""RolloutPool: hands prompts to vLLM workers, collects their answers, and keeps the workers' weights current."""
 
 import hashlib
 import time
@@ -17,35 +17,40 @@ from quadriga.orchestrator.rollout.request_tracker import RequestTracker
 
 
 def sampling_seed(run_seed: int, step: int, prompt_id: str, index: int) -> int:
-    """Seed of one answer: hash of (run seed, step, prompt id) plus the sample index; a repeated request repeats."""
+    """Return the seed of one answer: a hash of (run seed, step, prompt id), plus the sample index.
+
+    It does not depend on the worker, so a request that is sent again gives the same answer.
+    """
     digest = hashlib.blake2b(f"{run_seed}/{step}/{prompt_id}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big") + index
 
 
 Send = Callable[[dict[str, Any]], dict[str, Lost]]
-"""Brings the current weights to these workers (name -> handle) and returns the losses among them."""
+"""Sends the current weights to workers (name -> handle) and returns the losses among them (name -> loss)."""
 
 
 @dataclass
 class RolloutPool:
-    """Owns the requests of a batch, and what each worker must hold before it serves."""
+    """The rollout workers as one generator of samples; each request of a batch ends exactly once.
+
+    stop_ids: token ids that end an answer. decode: token ids -> text. version: the weights that samples must come from.
+    """
 
     fleet: Fleet
     stop_ids: tuple[int, ...]
     decode: Callable[[list[int]], str]
     version: int = 0
-    seconds: float = 0.0
     request_tracker: RequestTracker = field(default_factory=lambda: RequestTracker([]))
-    """The requests of the newest batch."""
+    """The requests of the latest batch."""
     _send: Send = field(default=lambda workers: {})
-    """Until the first sync: workers come with the weights that they are to have."""
+    """Sends nothing before the first sync: without one, workers serve the weights of the folder they started with."""
     _collecting: dict[str, Any] = field(default_factory=dict)
-    """Worker -> reference of the call that collects from it."""
+    """Worker -> reference of its open `collect` call."""
 
     def sync(self, version: int, send: Send) -> None:
-        """New weights for every worker. A worker that does not get them is replaced, and gets them later the same way.
+        """Give every worker new weights; a worker that fails to load them is replaced.
 
-        send: kept, for the workers that come back while this version is current.
+        send: kept for the replacements that start while this version is current.
         """
         self.version, self._send = version, send
         for worker in self.fleet.in_state(State.HEALTHY, State.SUSPECT):
@@ -61,13 +66,12 @@ class RolloutPool:
         step: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Sample]:
-        """Answers in (prompt, sample index) order.
+        """Return samples in the order of (prompt, sample index).
 
-        samples_per_prompt: one number, or one a prompt. progress: called with (finished, asked). A worker that is lost
-        is replaced; its open requests go to others, or to the replacement, with the same seeds.
-        Raises Lost if no answer finishes within `deadlines.generate`, or more workers are lost than may be.
+        samples_per_prompt: one number, or one per prompt. progress: called with (finished, requested). A lost worker is
+        replaced; its open requests go to other workers or to the replacement, with the same seeds.
+        Raises Lost if no answer finishes within `deadlines.generate`, or too many workers are lost.
         """
-        began = time.monotonic()
         each = [samples_per_prompt] * len(prompts) if isinstance(samples_per_prompt, int) else samples_per_prompt
         owners: dict[str, tuple[Prompt, int]] = {}
         requests: list[Request] = []
@@ -82,11 +86,10 @@ class RolloutPool:
         self._await_answers(progress)
         self.request_tracker.check()
         answers = self.request_tracker.answers
-        self.seconds = time.monotonic() - began
         return [self._sample(owners[request.id], answers[request.id]) for request in requests]
 
     def abort(self) -> None:
-        """Drop whatever workers still compute for a batch that was given up."""
+        """Drop the open requests of an abandoned batch, here and at the workers."""
         self.request_tracker.abort()
         refs = {w.name: w.handle.clear.remote() for w in self._up()}
         _, lost = gather(refs, "generate", self.fleet.deadlines.heartbeat)
@@ -110,7 +113,7 @@ class RolloutPool:
                 raise Lost(f"no answer finished for {limit:.0f} s; {remaining}", phase="generate", process="rollout")
 
     def _sync_stale_workers(self) -> None:
-        """The current weights for every worker that is up without them."""
+        """Send the current weights to every worker that is up without them."""
         self.fleet.poll_starts()
         if stale := self.fleet.in_state(State.STALE):
             lost = self._send({worker.name: worker.handle for worker in stale})
@@ -120,7 +123,7 @@ class RolloutPool:
             self._lose(lost)
 
     def _assign(self) -> None:
-        """Share out what waits among the workers that serve."""
+        """Assign waiting requests to ready workers."""
         serving = {w.name: w.handle for w in self._up() if w.health.serves(self.version)}
         shares = self.request_tracker.assign(list(serving))
         refs = {name: serving[name].submit.remote(share, self.version) for name, share in shares.items()}
@@ -128,13 +131,13 @@ class RolloutPool:
         self._lose(gather(refs, "generate", deadlines.call, serving, deadlines.heartbeat)[1])
 
     def _collect(self) -> dict[str, list[Finished]]:
-        """Worker -> answers, of what has finished; waits a moment for the first."""
+        """Return worker -> finished answers; wait up to a second for the first."""
         for worker in self._up():
             if self.request_tracker.has_open(worker.name) and worker.name not in self._collecting:
                 self._collecting[worker.name] = worker.handle.collect.remote(0.5)
                 worker.health.on_request()
         if not self._collecting:
-            time.sleep(0.2)  # all are being replaced
+            time.sleep(0.2)  # all workers are being replaced
             return {}
         done, lost = poll(self._collecting, "generate", 1.0)
         for worker in self._up():
@@ -153,7 +156,7 @@ class RolloutPool:
         return self.fleet.in_state(State.HEALTHY, State.SUSPECT)
 
     def _lose(self, lost: dict[str, Lost]) -> None:
-        """Replace workers; their open requests wait for another."""
+        """Replace lost workers; their open requests wait for another worker."""
         for worker in self.fleet.workers:
             if worker.name in lost:
                 self._collecting.pop(worker.name, None)

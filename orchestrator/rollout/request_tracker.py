@@ -1,4 +1,4 @@
-"""Which request is where: waiting, open at a worker, answered, or aborted. Each ends exactly once."""
+"""RequestTracker: the state of each request of a batch (waiting, open at a worker, answered or aborted)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,11 @@ from quadriga.data.errors import Fault
 
 @dataclass
 class RequestTracker:
-    """The requests of one batch. reissued: how many were given out again after their worker was lost."""
+    """The requests of one batch, each of which ends exactly once.
+
+    answers: request id -> answer. aborted: number of requests given up. reissued: number of times that a request of a
+    lost worker was put back.
+    """
 
     requests: Sequence[Request]
     answers: dict[str, Finished] = field(default_factory=dict)
@@ -22,11 +26,11 @@ class RequestTracker:
 
     @property
     def remaining(self) -> int:
-        """How many are neither answered nor aborted."""
+        """The number of requests that are neither answered nor aborted."""
         return len(self.requests) - len(self.answers) - self.aborted
 
     def assign(self, workers: Sequence[str]) -> dict[str, list[Request]]:
-        """Give what waits to these workers, in turn: worker -> its new requests, none of them empty."""
+        """Assign the waiting requests to workers in turn; return worker -> its new requests, without empty lists."""
         if not workers:
             return {}
         shares = {worker: self._waiting[number :: len(workers)] for number, worker in enumerate(workers)}
@@ -37,29 +41,29 @@ class RequestTracker:
         return shares
 
     def record(self, worker: str, answers: Iterable[Finished]) -> None:
-        """Note a worker's answers. Raises Fault for one that it does not owe (an answer from before it was lost)."""
+        """Record a worker's answers. Raises Fault if one belongs to a request that is not open at that worker."""
         for answer in answers:
             if self._open.get(worker, {}).pop(answer.id, None) is None:
-                raise Fault(f"{worker} answered {answer.id}, which it was not asked", phase="generate", process=worker)
+                raise Fault(f"{worker} answered {answer.id}, which it does not have", phase="generate", process=worker)
             self.answers[answer.id] = answer
 
     def has_open(self, worker: str) -> bool:
-        """Whether a worker has requests that it has not answered."""
+        """Return whether a worker has requests that it has not answered."""
         return bool(self._open.get(worker))
 
     def reissue(self, worker: str) -> None:
-        """A worker is gone: what it owed waits for another."""
+        """Put the open requests of a lost worker back among the waiting ones."""
         lost = self._open.pop(worker, {})
         self._waiting += lost.values()
         self.reissued += len(lost)
 
     def abort(self) -> None:
-        """Give up what is not answered."""
+        """Give up all requests that are not answered."""
         self.aborted += self.remaining
         self._waiting, self._open = [], {}
 
     def check(self) -> None:
-        """Raises Fault unless every request ended, in one way."""
+        """Raise Fault unless every request ended exactly once."""
         ended = len(self.answers) + self.aborted
         if ended != len(self.requests) or self._waiting or any(self._open.values()):
             raise Fault(f"{len(self.requests)} requests were made but {ended} ended", phase="generate")
