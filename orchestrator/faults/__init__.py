@@ -1,1 +1,1 @@
-"""What goes wrong and what follows: losses and their limits, the watchdog, rehearsed faults."""
+"""Failures and the reaction to them: the budget of losses, the watchdog, fault injection."""

@@ -1,4 +1,4 @@
-"""Rehearsed faults: what happens to which process, when. Each is in run.json before it happens, and never repeated."""
+"""FaultInjector: causes planned and random faults. Each is in run.json before it happens, and happens only once."""
 
 import os
 import signal
@@ -14,14 +14,15 @@ from quadriga.orchestrator.cluster.processes import Processes
 from quadriga.orchestrator.settings import FaultSettings, PlannedFault
 
 EVENT = "fault_injected"
-REACH_SECONDS = 10.0
-"""How long a process may take to say who it is before its fault is called off."""
+PROCESS_ANSWER_SECONDS = 10.0
+"""How long a process may take to report its location before its fault is called off."""
 
 
 def faults_of_step(settings: FaultSettings, step: int, ranks: dict[str, int]) -> Iterator[tuple[str, PlannedFault]]:
-    """(key, fault) of a step, counted from 1. ranks: role -> processes there are. Those of other roles are left out.
+    """Yield (key, fault) for each fault of a step, counted from 1.
 
-    A key names a fault for good: `planned 0`, `random 17`.
+    ranks: role -> number of its processes; faults of processes that do not exist are left out. A key identifies a fault
+    in all attempts of a run: `planned 0`, `random 17`.
     """
     for number, fault in enumerate(settings.planned):
         if fault.step == step and (fault.role == "driver" or fault.rank < ranks.get(fault.role, 0)):
@@ -45,27 +46,27 @@ def faults_of_step(settings: FaultSettings, step: int, ranks: dict[str, int]) ->
 
 
 class FaultInjector:
-    """Has the faults of a run happen. One that an earlier attempt had does not happen again."""
+    """Causes the faults of a run, except those that an earlier attempt already had."""
 
     def __init__(self, settings: FaultSettings, run: RunDir, running: Processes):
         self._settings, self._run, self._running = settings, run, running
         self._done = {event["key"] for event in run.events() if event["event"] == EVENT}
 
     def enter(self, step: int, phase: str | None) -> None:
-        """A phase of a step begins (None: the step itself); steps are counted from 1."""
+        """Cause the faults of a phase of a step that begins (None: of the step itself); steps are counted from 1."""
         if not self._settings.planned and self._settings.random is None:
             return
         for key, fault in faults_of_step(self._settings, step, self._running.ranks()):
             if fault.phase == phase and key not in self._done:
                 self._done.add(key)
                 if fault.after:
-                    timer = threading.Timer(fault.after, self._happen, (key, fault))
+                    timer = threading.Timer(fault.after, self._cause, (key, fault))
                     timer.daemon = True
                     timer.start()
                 else:
-                    self._happen(key, fault)
+                    self._cause(key, fault)
 
-    def _happen(self, key: str, fault: PlannedFault) -> None:
+    def _cause(self, key: str, fault: PlannedFault) -> None:
         if fault.role == "driver":
             import ray
 
@@ -74,13 +75,13 @@ class FaultInjector:
         name = f"{fault.role} {fault.rank}"
         handle = self._running.handle(fault.role, fault.rank)
         try:
-            node, pid = wait_all({name: request_heartbeat(handle)}, "faults", REACH_SECONDS)[name]
-        except Exception as error:  # it is on its way out, or not up yet
+            node, pid = wait_all({name: request_heartbeat(handle)}, "faults", PROCESS_ANSWER_SECONDS)[name]
+        except Exception as error:  # the process is ending, or not up yet
             self._run.note("fault_called_off", key=key, reason=str(error))
             return
         self._note(key, fault, node, pid)
         handle.inject_fault.options(concurrency_group="heartbeat").remote(fault.action, fault.seconds)
 
     def _note(self, key: str, fault: PlannedFault, node: str, pid: int) -> None:
-        named: dict[str, Any] = {"action": fault.action, "role": fault.role, "rank": fault.rank, "step": fault.step}
-        self._run.note(EVENT, key=key, **named, phase=fault.phase, node=node, pid=pid)
+        fields: dict[str, Any] = {"action": fault.action, "role": fault.role, "rank": fault.rank, "step": fault.step}
+        self._run.note(EVENT, key=key, **fields, phase=fault.phase, node=node, pid=pid)

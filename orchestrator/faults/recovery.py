@@ -1,4 +1,4 @@
-"""How much may be lost before a run stops: a budget, and the history that says what the first cause was."""
+"""Recovery: the budget of lost processes, and their history, which names the root cause when the run stops."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,20 +9,20 @@ from quadriga.data.errors import Fault, Lost
 
 
 class Recovery:
-    """Counts losses. record: told of every loss that may be recovered from (run.json keeps them as events)."""
+    """Counts losses. record: called for every loss within the budget (`RunDir.note` adds an event to run.json)."""
 
     def __init__(self, settings: RecoverySettings, record: Callable[..., Any] = lambda event, **fields: None):
         self._settings, self._record = settings, record
         self._places: Counter[tuple[int, str, str]] = Counter()
         self.history: list[tuple[int, Lost]] = []
-        """Every loss so far, with its step."""
+        """(step, loss) of every loss so far."""
         self.step = 0
 
     def note(self, loss: Lost) -> None:
-        """A process was lost in step `self.step`.
+        """Record that a process was lost in step `self.step`.
 
-        Raises Fault, with the first loss first and all of them after it, when there are too many in all or too many
-        in one place (step, phase and process).
+        Raises Fault, which names the first loss and then lists all of them, if there are too many in all or too many at
+        one place (step, phase and process).
         """
         place = (self.step, loss.phase, loss.process)
         self._places[place] += 1
@@ -35,7 +35,7 @@ class Recovery:
         self._record("lost", step=self.step, phase=loss.phase, process=loss.process, cause=str(loss))
 
     def _stopped(self, reason: str) -> Fault:
-        """The first loss, which is the root cause, as a fault that nobody tries to recover from."""
+        """Return the first loss, which is the root cause, as a Fault that is not recovered from."""
         step, first = self.history[0]
         message = first.message
         if len(self.history) > 1:

@@ -1,4 +1,4 @@
-"""The last resort against hanging: when nothing moves for long, every process writes its stacks and the run stops."""
+"""Watchdog: the last resort against a hang. Without progress, every process dumps its stacks and the run stops."""
 
 import faulthandler
 import os
@@ -15,11 +15,11 @@ from quadriga.data.errors import Fault
 
 
 class Watchdog:
-    """A thread that knows when something was last finished: an answer, an optimizer step, a checkpoint.
+    """A thread that stops the run when no answer, optimizer step or checkpoint was finished for `limit` seconds.
 
-    limit: seconds without progress. dump: called first, to write down what everybody is doing.
-    The main thread gets a Fault wherever it is; if it does not even take a signal for `patience` seconds, `give_up` is
-    called, which must not return.
+    dump: called first, to write the stacks of all processes. Then a Fault is raised in the main thread, wherever it is.
+    If that thread does not react to the signal for `patience` seconds, `give_up` is called with the reason; it must not
+    return.
     """
 
     def __init__(self, limit: float, dump: Callable[[], None], give_up: Callable[[str], None], patience: float = 30.0):
@@ -28,12 +28,12 @@ class Watchdog:
         self._over = threading.Event()
 
     def moved(self, doing: str) -> None:
-        """Something was finished, or begins; `doing` is what comes next."""
+        """Record progress: something was finished or begins. doing: the phase that follows."""
         self._last, self._doing = time.monotonic(), doing
 
     @contextmanager
     def watching(self) -> Iterator["Watchdog"]:
-        """Watch inside the block; must be entered on the main thread."""
+        """Watch during the block, which must be entered on the main thread."""
         before = signal.signal(signal.SIGALRM, self._interrupt)
         self._last = time.monotonic()
         thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
@@ -47,7 +47,7 @@ class Watchdog:
 
     @property
     def fault(self) -> Fault:
-        """What is wrong."""
+        """The Fault that names the limit and the phase that hangs."""
         return Fault(
             f"no answer, optimizer step or checkpoint was finished for {self._limit:.0f} s "
             "(cluster.deadlines.progress). What every process was doing is at the end of its log.",
@@ -68,9 +68,10 @@ class Watchdog:
 
 
 def dump_stacks(path: Path, processes: Iterable[tuple[str, int]]) -> None:
-    """The driver's stacks into `path`, and every other process's into its own log (see actors/runtime/process.py).
+    """Append the driver's stacks to `path`, and have every other process write its stacks into its own log.
 
-    processes: (Ray's node id, process id). One task a node sends the signal; a node that is gone is left out.
+    processes: (Ray's node id, process id). One Ray task per node sends the signal that actors/runtime/process.py
+    handles; a node that is gone is left out.
     """
     with path.open("a") as file:
         file.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -85,14 +86,14 @@ def dump_stacks(path: Path, processes: Iterable[tuple[str, int]]) -> None:
     own = ray.get_runtime_context().get_node_id() if ray.is_initialized() else None
     for node, members in pids.items():
         if node == own:
-            _ask(members)
+            _signal(members)
         else:
-            refs.append(_remote_ask(node, members))
+            refs.append(_signal_on(node, members))
     if refs:
         ray.wait(refs, num_returns=len(refs), timeout=10.0)
 
 
-def _ask(processes: list[int]) -> None:
+def _signal(processes: list[int]) -> None:
     for pid in processes:
         try:
             os.kill(pid, signal.SIGUSR1)
@@ -100,9 +101,9 @@ def _ask(processes: list[int]) -> None:
             continue
 
 
-def _remote_ask(node: str, processes: list[int]) -> Any:
+def _signal_on(node: str, processes: list[int]) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(_ask).options(num_cpus=0, scheduling_strategy=strategy).remote(processes)
+    return ray.remote(_signal).options(num_cpus=0, scheduling_strategy=strategy).remote(processes)

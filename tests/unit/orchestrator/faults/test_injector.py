@@ -1,4 +1,4 @@
-"""Which rehearsed faults happen in which step."""
+"""The faults of each step."""
 
 import pytest
 from pydantic import ValidationError
@@ -9,7 +9,7 @@ from quadriga.orchestrator.settings import FaultSettings
 RANKS = {"actor": 2, "critic": 1, "reference": 1, "reward": 1, "rollout": 2}
 
 
-def test_planned_faults_happen_in_their_step_where_their_process_is() -> None:
+def test_planned_faults_need_their_step_and_their_process() -> None:
     planned = [
         {"action": "kill", "role": "actor", "rank": 1, "step": 3, "phase": "update"},
         {"action": "stop", "role": "rollout", "rank": 2, "step": 3},
@@ -21,7 +21,7 @@ def test_planned_faults_happen_in_their_step_where_their_process_is() -> None:
     assert [key for key, _ in faults_of_step(settings, 4, {"actor": 2})] == []
 
 
-def test_random_faults_repeat_with_their_seed_and_come_as_often_as_asked() -> None:
+def test_random_faults_follow_their_seed_and_rate() -> None:
     def drawn(seed: int) -> list[tuple[str, str, int, float]]:
         random = {"seed": seed, "rate": 0.3, "within": 2.0, "roles": ["actor", "rollout", "driver"]}
         settings = FaultSettings.model_validate({"random": random})
@@ -29,7 +29,8 @@ def test_random_faults_repeat_with_their_seed_and_come_as_often_as_asked() -> No
         return [(fault.action, fault.role, fault.rank, fault.after) for fault in faults]
 
     one = drawn(1)
-    assert one == drawn(1) and one != drawn(2)
+    assert one == drawn(1)
+    assert one != drawn(2)
     assert abs(len(one) - 600) < 5 * (2000 * 0.3 * 0.7) ** 0.5
     assert {(role, rank) for _, role, rank, _ in one} == {
         ("actor", 0),
