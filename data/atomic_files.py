@@ -66,3 +66,12 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def replace_folder(source: str | Path, target: str | Path) -> None:
+    """Replace `target` by a copy of the folder `source`, as `publish` does; `target` need not exist."""
+    target = Path(target)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source, temporary)
+    publish(temporary, target)

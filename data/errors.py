@@ -9,6 +9,9 @@
 Exceptions that never leave the file that raises them are declared there.
 """
 
+INTERRUPTED = 130
+"""Exit code of a command that the user stopped: 128 + SIGINT, as shells have it."""
+
 
 class UserError(Exception):
     """Bad input. The message is one paragraph that says what to do; the command exits with 2 and no traceback."""

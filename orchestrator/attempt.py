@@ -1,8 +1,8 @@
-"""One attempt at a stage in its run directory, with the account of it in run.json."""
+"""An attempt at a stage in its run directory, recorded in run.json."""
 
 import contextlib
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -16,26 +16,27 @@ from quadriga.orchestrator.tracking.console import StageProgress, stage_progress
 from quadriga.orchestrator.tracking.tracker import Replay
 
 PACKAGES = ("torch", "transformers", "deepspeed", "ray", "wandb")
-INTERRUPTED = 130
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Packages whose versions run.json records."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def run_stage(settings: Any, run_dir: RunDir, allowed: Sequence[str] = ()) -> bool:
-    """Run one stage in its directory. True when it is finished, now or before; False when it was stopped.
+    """Run one stage in its directory; return True if it is finished, now or before, and False if it was stopped.
 
-    Raises UserError when the settings would alter the training of a run that has got somewhere.
+    allowed: keys that may have changed although they alter training.
+    Raises UserError if other settings would alter the training of a run that has results already.
     """
     with stage_progress(settings.stage, settings.name, run_dir.path) as progress:
         changes = _changes(settings, run_dir)
         finished = run_dir.read_run().get("status") == "finished"
-        begun = (
+        has_results = (
             finished or run_dir.checkpoint_steps() or (settings.stage == "rank" and any(run_dir.samples_dir.iterdir()))
         )
-        if begun and (differing := refused(changes, allowed)):
+        if has_results and (differing := refused(changes, allowed)):
             listed = "; ".join(f"`{key}` was {old!r} and is {new!r}" for key, (old, new) in differing.items())
             raise UserError(
-                f"{run_dir.path} was begun with other settings: {listed}. Going on would mix two trainings. Set them "
-                f"back, choose another `run_dir`, or say that you mean it: --allow-changed {next(iter(differing))}."
+                f"{run_dir.path} was started with other settings: {listed}. Resuming would mix two trainings. Set them "
+                f"back, choose another `run_dir`, or allow the change: --allow-changed {next(iter(differing))}."
             )
         if finished and not changes:
             progress.skipped()
@@ -44,7 +45,7 @@ def run_stage(settings: Any, run_dir: RunDir, allowed: Sequence[str] = ()) -> bo
 
 
 def _changes(settings: Any, run_dir: RunDir) -> dict[str, tuple[Any, Any]]:
-    """What differs from the config of the attempt before, as far as it alters training."""
+    """Return the changes since the previous attempt that alter training: `key.path` -> (old, new)."""
     if not run_dir.config_path.is_file():
         return {}
     before = yaml.safe_load(run_dir.config_path.read_text(encoding="utf-8"))
@@ -52,37 +53,53 @@ def _changes(settings: Any, run_dir: RunDir) -> dict[str, tuple[Any, Any]]:
 
 
 def _attempt(run_dir: RunDir, settings: Any, progress: StageProgress, replay: Replay) -> bool:
-    """Run the stage's loop and write down how it went."""
+    """Run the stage and record the attempt; return whether it finished."""
     run_dir.start_attempt(versions())
     run_dir.write_config(settings.model_dump(mode="json"))
-    try:
+    with failure_recorded(run_dir):
         finished = _stage(settings, run_dir).execute(progress, replay)
-    except BaseException as error:
-        raise record_failure(run_dir, error) from None
     run_dir.end_attempt("finished" if finished else "interrupted")
     return finished
 
 
-def record_failure(run_dir: RunDir, error: BaseException) -> BaseException:
-    """Write down how an attempt ended; returns what to raise: a disk that cannot be written is a Fault."""
-    if isinstance(error, OSError) and error.errno in DISK:
-        error = Fault(
-            f"The run directory {run_dir.path} cannot be written: {error.strerror}. Free some space, or mend it, and "
-            "run again: it goes on from the newest checkpoint.",
+@contextlib.contextmanager
+def failure_recorded(run_dir: RunDir) -> Iterator[None]:
+    """Write an exception of the block into run.json as the end of the attempt, then let it through.
+
+    Raises Fault in place of an OSError that says that the disk cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            _record(run_dir, error)
+            raise
+        fault = Fault(
+            f"The run directory {run_dir.path} cannot be written: {error.strerror}. Free some space or fix the disk, "
+            "then run again: the run resumes from the newest checkpoint.",
             phase="commit",
         )
+        _record(run_dir, fault)
+        raise fault from error
+    except BaseException as error:
+        _record(run_dir, error)
+        raise
+
+
+def _record(run_dir: RunDir, error: BaseException) -> None:
+    """End the attempt in run.json with the status and the message that an exception stands for."""
     status: Status = "failed"
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, KeyboardInterrupt):
         status, text = "interrupted", "stopped by the user before the step was finished"
     elif isinstance(error, UserError | Fault):
         text = str(error)
-    with contextlib.suppress(OSError):  # the first failure is the one to tell
+    with contextlib.suppress(OSError):  # the first failure is the one to report
         run_dir.end_attempt(status, text)
-    return error
 
 
 def _stage(settings: Any, run_dir: RunDir) -> Any:
+    """Return the stage object for these settings. Imports the heavy modules that it needs."""
     from quadriga.orchestrator.stages.ppo.trainer import Ppo
     from quadriga.orchestrator.stages.pretrain.trainer import Pretrain
     from quadriga.orchestrator.stages.rank.trainer import Rank
@@ -94,5 +111,5 @@ def _stage(settings: Any, run_dir: RunDir) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run runs on."""
+    """Return the versions of Quadriga and of `PACKAGES`."""
     return {"quadriga": version("quadriga")} | {name: version(name) for name in PACKAGES}

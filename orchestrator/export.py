@@ -1,35 +1,31 @@
-"""`quadriga export`: a run's model as a folder of its own, to take elsewhere."""
+"""`quadriga export`: copies a run's model into a new folder, for use elsewhere."""
 
-import shutil
 from pathlib import Path
 
-from quadriga.data.atomic_files import publish
+from quadriga.data.atomic_files import replace_folder
 from quadriga.data.errors import UserError
 from quadriga.orchestrator.model_folders import Kind, find_model
 
 
 def export_run(name: str, to: str | Path, kind: Kind = "policy") -> Path:
-    """Copy the model that `name` stands for to the new folder `to`, in Hugging Face layout; returns its path.
+    """Copy the model that `name` stands for to the new folder `to`, in Hugging Face layout; return its path.
 
-    name: a run, a pipeline, a checkpoint or a model folder. The copy is there whole or not at all.
-    Raises UserError when there is no such model, when its files are damaged, or when `to` exists already.
+    name: a run, a pipeline, a checkpoint or a model folder. A failure leaves no partial copy at `to`.
+    Raises UserError if there is no such model, if its files are damaged or cannot be copied, or if `to` exists.
     """
     source, target = Path(find_model(name, kind).folder), Path(to).expanduser().absolute()
     if target.exists():
         raise UserError(f"{to} exists already. Name a new folder, so that nothing is overwritten.")
     _check_weights(source)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        shutil.copytree(source, temporary)
-    except (OSError, shutil.Error) as error:
-        raise UserError(f"{source} cannot be copied to {to}: {error}.") from None
-    publish(temporary, target)
+        replace_folder(source, target)
+    except OSError as error:  # shutil.Error, too
+        raise UserError(f"{source} cannot be copied to {to}: {error}.") from error
     return target
 
 
 def _check_weights(folder: Path) -> None:
-    """Every file of weights can be read to its end and holds no empty tensor."""
+    """Raise UserError unless every file of weights can be read to its end and holds no empty tensor."""
     from safetensors import SafetensorError, safe_open
 
     files = sorted(folder.glob("*.safetensors"))

@@ -1,13 +1,14 @@
-"""A pipeline: stages in a row, then rounds of the stages that repeat. Finished ones are skipped when it runs again."""
+"""A pipeline: runs stages in order, then rounds of repeated stages; a later run skips the finished ones."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quadriga.data.errors import UserError
+from quadriga.data.atomic_files import replace_folder
+from quadriga.data.errors import INTERRUPTED, UserError
 from quadriga.data.rundir import RunDir
-from quadriga.orchestrator.attempt import INTERRUPTED, record_failure, run_stage, versions
+from quadriga.orchestrator.attempt import failure_recorded, run_stage, versions
 from quadriga.orchestrator.cluster.processes import connected
 from quadriga.orchestrator.settings import PipelineStage, StageEntry
 
@@ -18,15 +19,15 @@ OUTPUTS = {
     "reward": {"reward": "export/reward"},
     "ppo": {"policy": "export/policy", "critic": "export/critic"},
 }
-"""Stage -> output -> where it lies in the stage's run directory."""
+"""Stage -> output -> its path in the stage's run directory."""
 
 LISTS = ("earlier_rankings",)
-"""Settings that take a list of paths: empty in the first round."""
+"""Inputs that take a list of paths, which is empty in the first round."""
 
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """One stage that was run (or found finished): its entry's name, its kind, its round and its directory."""
+    """A finished stage of the pipeline: its entry's name, its kind (`stage:`), its round and its run directory."""
 
     name: str
     stage: str
@@ -34,47 +35,45 @@ class FinishedStage:
     run: RunDir
 
     def output(self, name: str) -> str:
-        """Path of one of its outputs."""
+        """Return the path of one of its outputs."""
         return str(self.run.path / OUTPUTS[self.stage][name])
 
 
 def run_pipeline(pipeline: PipelineStage, run: RunDir, build: Callable[..., Any], allowed: Sequence[str] = ()) -> int:
-    """Run every stage in order; returns the exit code. All stages share one Ray cluster.
+    """Run every stage in order, on one Ray cluster; return the exit code.
 
     build: (stage's raw config, inputs by `key.path`) -> validated stage. allowed: as in `run`.
-    Raises what a stage raises; earlier stages stay finished.
+    Raises the exception of a stage that fails; earlier stages stay finished.
     """
     run.start_attempt(versions())
     run.write_config(pipeline.model_dump(mode="json"))
     done: list[FinishedStage] = []
-    try:
-        with connected(pipeline.cluster):
-            for round_, entry in schedule(pipeline):
-                folder = run.path / f"round-{round_}" / entry.name
-                settings = _settings(pipeline, entry, round_, folder, done, build)
-                if not run_stage(settings, RunDir.create(folder), allowed):
-                    run.end_attempt("interrupted")
-                    return INTERRUPTED
-                done.append(FinishedStage(entry.name, settings.stage, round_, RunDir(folder)))
-            publish_results(run, done)
-            _evaluate(pipeline, run, done)
-    except BaseException as error:
-        raise record_failure(run, error) from None
+    with failure_recorded(run), connected(pipeline.cluster):
+        for round_, entry in schedule(pipeline):
+            folder = run.path / f"round-{round_}" / entry.name
+            settings = _settings(pipeline, entry, round_, folder, done, build)
+            if not run_stage(settings, RunDir.create(folder), allowed):
+                run.end_attempt("interrupted")
+                return INTERRUPTED
+            done.append(FinishedStage(entry.name, settings.stage, round_, RunDir(folder)))
+        publish_results(run, done)
+        _evaluate(pipeline, run, done)
     run.end_attempt("finished")
     return 0
 
 
 def schedule(pipeline: PipelineStage) -> Iterator[tuple[int, StageEntry]]:
-    """(round, entry) in order: `stages` are round 0, `repeat` are rounds 1 to `rounds`."""
+    """Yield (round, entry) in order: `stages` are round 0, `repeat` is rounds 1 to `rounds`."""
     yield from ((0, entry) for entry in pipeline.stages)
     for number in range(1, pipeline.rounds + 1):
         yield from ((number, entry) for entry in pipeline.repeat)
 
 
 def resolve_inputs(entry: StageEntry, done: list[FinishedStage]) -> dict[str, Any]:
-    """An entry's inputs as paths: the newest output of that name, of a list of names the first that exists.
+    """Return an entry's inputs as `key.path` -> path of the newest output of that name.
 
-    Raises UserError when an input names no earlier stage's output.
+    Of a list of names, the first that has an output counts; a key in `LISTS` gets a list of at most one path.
+    Raises UserError if an input does not name the output of an earlier stage.
     """
     resolved: dict[str, Any] = {}
     for key, wanted in entry.inputs.items():
@@ -85,29 +84,21 @@ def resolve_inputs(entry: StageEntry, done: list[FinishedStage]) -> dict[str, An
         elif found:
             resolved[key] = found[0]
         else:
-            have = ", ".join(f"{d.name}.{output}" for d in done for output in OUTPUTS[d.stage]) or "nothing yet"
-            raise UserError(f"Stage {entry.name}: input {key} wants {' or '.join(names)}, but there is {have}.")
+            available = ", ".join(f"{d.name}.{output}" for d in done for output in OUTPUTS[d.stage]) or "none"
+            raise UserError(f"Stage {entry.name}: input {key} needs {' or '.join(names)}; available: {available}.")
     return resolved
 
 
 def publish_results(run: RunDir, done: list[FinishedStage]) -> None:
     """Copy the newest policy, critic and reward model to the pipeline's own export/."""
-    import shutil
-
-    from quadriga.data.atomic_files import publish
-
     for name in ("policy", "critic", "reward"):
         newest = [d for d in done if name in OUTPUTS[d.stage]]
-        if not newest:
-            continue
-        temporary = run.export_dir / f".{name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(newest[-1].output(name), temporary)
-        publish(temporary, run.export_dir / name)
+        if newest:
+            replace_folder(newest[-1].output(name), run.export_dir / name)
 
 
 def _outputs(name: str, done: list[FinishedStage]) -> list[str]:
-    """Outputs called `<entry>.<output>`, newest first."""
+    """Return the paths of all outputs called `<entry>.<output>`, newest first."""
     entry, _, output = name.partition(".")
     return [d.output(output) for d in reversed(done) if d.name == entry and output in OUTPUTS[d.stage]]
 
@@ -120,11 +111,11 @@ def _settings(
     done: list[FinishedStage],
     build: Callable[..., Any],
 ) -> Any:
-    """The entry's stage with its inputs, its own directory, its round's seed and the pipeline's W&B group."""
+    """Build an entry's stage settings: its config, inputs, run directory, seed of the round, and W&B group."""
     inputs = resolve_inputs(entry, done)
     config: dict[str, Any] = dict(entry.config)
     config["run_dir"] = str(folder)
-    # A round draws other prompts and samples than the one before it.
+    # Each round draws different prompts and samples.
     config["seed"] = int(config.get("seed", pipeline.seed)) + 1000 * max(0, round_ - 1)
     if config.get("stage") == "rank":
         config["round"] = max(1, round_)
@@ -134,6 +125,7 @@ def _settings(
 
 
 def _evaluate(pipeline: PipelineStage, run: RunDir, done: list[FinishedStage]) -> None:
+    """Measure the policies of all stages and print the summary, if `evaluation` is set."""
     if pipeline.evaluation is None:
         return
     from quadriga.orchestrator.evaluation.report import summary
@@ -145,13 +137,13 @@ def _evaluate(pipeline: PipelineStage, run: RunDir, done: list[FinishedStage]) -
 
 
 def label(stage: FinishedStage, among: list[FinishedStage]) -> str:
-    """A stage's name, with its round where several have that name."""
+    """Return a stage's name, with its round if several stages have that name."""
     several = sum(d.name == stage.name for d in among) > 1
     return f"{stage.name}-{stage.round}" if several else stage.name
 
 
 def _seconds(run: RunDir) -> float:
-    """Wall-clock seconds of all attempts of a run."""
+    """Return the wall-clock seconds of all attempts of a run."""
     from datetime import datetime
 
     attempts = [a for a in run.read_run().get("attempts", []) if a.get("ended")]

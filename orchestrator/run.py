@@ -1,20 +1,21 @@
-"""Run a stage or a pipeline: what `quadriga run` calls with a validated config."""
+"""`quadriga run`: runs a stage or a pipeline from its validated config."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from quadriga.data.errors import INTERRUPTED
 from quadriga.data.rundir import RunDir
-from quadriga.orchestrator.attempt import INTERRUPTED, run_stage
+from quadriga.orchestrator.attempt import run_stage
 from quadriga.orchestrator.pipeline import run_pipeline
 from quadriga.orchestrator.settings import PipelineStage
 
 
 def run(stage: Any, build: Callable[..., Any] | None = None, allowed: Sequence[str] = ()) -> int:
-    """Run a validated stage or pipeline to its end; returns the exit code (0 finished, 130 stopped cleanly).
+    """Run a validated stage or pipeline to its end; return the exit code (0 finished, 130 stopped cleanly).
 
-    build: makes a stage from a pipeline entry's config and inputs. A finished run is left as it is. allowed: keys of
-    the config that may differ from those the run began with, though they alter training.
-    Raises UserError for bad input and Fault when something broke; both are record_failure in run.json first.
+    A finished run is left as it is. build: makes a stage from a pipeline entry's config and inputs; needed for a
+    pipeline. allowed: keys of the config that may differ from the run's first attempt although they alter training.
+    Raises UserError for bad input and Fault for a failure; run.json records both first.
     """
     run_dir = RunDir.create(stage.run_dir or f"runs/{stage.name}")
     with run_dir.locked():
