@@ -1,4 +1,4 @@
-"""Talk to a checkpoint in the terminal: one rollout engine, one conversation."""
+"""`quadriga chat`: a conversation with a model in the terminal, answered by one rollout engine."""
 
 import contextlib
 import shutil
@@ -21,13 +21,16 @@ from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.tracking.console import make_console
 
 CONTEXT = 2048
-"""Most tokens of a conversation: the engine's cache is small."""
+"""Longest conversation in tokens: the engine's cache is small."""
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 HELP = "/reset forgets the conversation, /quit or Ctrl-D ends."
 
 
 class Conversation:
-    """The turns that fit in the context. context, max_tokens: in tokens; an answer gets up to `max_tokens` of it."""
+    """The turns that fit into the context.
+
+    context: length of the context in tokens. max_tokens: longest answer, at most half of the context.
+    """
 
     def __init__(self, tokenizer: Any, context: int, max_tokens: int):
         from quadriga.data.tokens.chat import ChatEncoder
@@ -37,9 +40,9 @@ class Conversation:
         self.messages: list[Message] = []
 
     def ask(self, question: str) -> tuple[list[int], int]:
-        """The prompt's token ids, and how many of the oldest turns had to go to make room for the answer.
+        """Add a question; return the prompt's token ids, and the number of old turns dropped to make room.
 
-        Raises ValueError, and forgets the question, when it cannot be asked.
+        Raises ValueError, and drops the question, if it does not fit or cannot be encoded.
         """
         kept, dropped = [*self.messages, {"role": "user", "content": question}], 0
         ids = self._ids(kept)
@@ -52,18 +55,18 @@ class Conversation:
         return ids, dropped
 
     def room(self, ids: list[int]) -> int:
-        """Longest answer to a prompt, in tokens."""
+        """Return the longest possible answer to a prompt, in tokens."""
         return min(self._answer, self._context - len(ids))
 
-    def answered(self, text: str) -> None:
-        """Note the answer. A turn without one is forgotten: no template can show it."""
+    def add_answer(self, text: str) -> None:
+        """Add the answer. An empty one drops its question, because chat templates cannot render an empty turn."""
         if text:
             self.messages.append({"role": "assistant", "content": text})
         else:
             self.messages.pop()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget the conversation."""
         self.messages = []
 
     def _ids(self, messages: list[Message]) -> list[int]:
@@ -78,10 +81,10 @@ def chat(
     seed: int = 0,
     console: Console | None = None,
 ) -> None:
-    """`quadriga chat`: talk to a run, checkpoint or model until /quit or the end of the input.
+    """Run `quadriga chat`: talk to a run, checkpoint or model until /quit or the end of the input.
 
-    Where standard input is no terminal each of its lines is a question, and only answers go to standard output.
-    Raises UserError when `target` is no model, Fault when the engine breaks.
+    If standard input is not a terminal, each of its lines is a question, and only answers go to standard output.
+    Raises UserError if `target` is not a model, and Fault if the engine breaks.
     """
     from quadriga.data.tokens.tokenizer import load_tokenizer
 
@@ -93,7 +96,7 @@ def chat(
     cluster = _one_worker(found.cluster)
     logs = tempfile.mkdtemp(prefix="quadriga-chat-")
     notes.print(Text(f"{found.folder}, context {context} tokens, temperature {temperature:g}. {HELP}"), soft_wrap=True)
-    with contextlib.ExitStack() as stack, _naming_the_log(f"{logs}/rollout-0.log", notes):
+    with contextlib.ExitStack() as stack, _log_named_on_fault(f"{logs}/rollout-0.log", notes):
         with notes.status("Starting the engine"):
             stack.enter_context(connected(cluster))
             plan, losses = RolloutPlan(found.folder, context, load=True), Recovery(cluster.recovery).note
@@ -118,23 +121,23 @@ def chat(
             sampling = SamplingSettings(max_tokens=talk.room(ids), temperature=temperature)
             with notes.status("") if console.is_terminal else contextlib.nullcontext():
                 [sample] = pool.generate([Prompt("chat", talk.messages, ids)], 1, sampling, seed, turn)
-            talk.answered(sample.text)
+            talk.add_answer(sample.text)
             console.print(Text(sample.text), soft_wrap=True)
             if not sample.text:
-                notes.print("(The model answered with nothing; the question is forgotten.)")
+                notes.print("(The answer is empty; the question is forgotten.)")
             elif not sample.ended:
                 notes.print(f"(cut after {len(sample.response_ids)} tokens)")
     shutil.rmtree(logs, ignore_errors=True)
 
 
 def context_length(folder: str) -> int:
-    """Tokens of a conversation: the model's context, as far as the engine's cache goes."""
+    """Return the tokens of a conversation: the model's context, but at most `CONTEXT`."""
     config = read_config(folder)
     return min([CONTEXT, *(int(config[key]) for key in CONTEXT_KEYS if config.get(key))])
 
 
 def _questions(console: Console) -> Iterator[str]:
-    """What is asked, until /quit, Ctrl-D or Ctrl-C. Empty lines are no questions."""
+    """Yield the user's questions until /quit, Ctrl-D or Ctrl-C; skip empty lines."""
     terminal = sys.stdin.isatty()
     if terminal:
         with contextlib.suppress(ImportError):
@@ -143,7 +146,7 @@ def _questions(console: Console) -> Iterator[str]:
         try:
             line = console.input("[bold]> [/bold]") if terminal else sys.stdin.readline()
         except (EOFError, KeyboardInterrupt):
-            console.print()  # the shell's prompt gets a line of its own
+            console.print()  # the shell's prompt starts on a new line
             return
         if not terminal and not line:
             return
@@ -155,8 +158,8 @@ def _questions(console: Console) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _naming_the_log(log: str, notes: Console) -> Iterator[None]:
-    """Say where the engine wrote why, when something broke."""
+def _log_named_on_fault(log: str, notes: Console) -> Iterator[None]:
+    """Print the path of the engine's log if the block raises Fault."""
     try:
         yield
     except Fault:
@@ -165,5 +168,5 @@ def _naming_the_log(log: str, notes: Console) -> Iterator[None]:
 
 
 def _one_worker(cluster: ClusterSettings) -> ClusterSettings:
-    """One conversation needs one engine."""
+    """Return the settings with a single rollout worker: one conversation needs one engine."""
     return cluster.model_copy(update={"rollout": cluster.rollout.model_copy(update={"workers": 1})})

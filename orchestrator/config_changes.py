@@ -1,17 +1,20 @@
-"""What a changed config means for a run that goes on: nothing, or another training than the one that was begun."""
+"""Changes of a config between attempts at a run: which alter its training, and which of those are refused."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 HARMLESS = ("name", "run_dir", "checkpoint", "tracking", "cluster", "faults")
-"""Keys that decide where and how a run runs, not what it computes."""
+"""Keys that decide where and how a run runs, not its results."""
 
 NOT_HARMLESS = ("cluster.dtype", "cluster.deepspeed")
+"""Exceptions below `HARMLESS`: they change the numbers."""
 
 
 def altering_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """`key.path` -> (old, new) of what changed and alters training. Keys that one of both does not have are left out:
-    they belong to another version of this program, with its defaults."""
+    """Return `key.path` -> (old, new) of every change that alters training.
+
+    Keys that only one of the configs has are left out: they belong to another version of Quadriga, with its defaults.
+    """
     old, new = flat(before), flat(after)
     return {
         key: (old[key], new[key])
@@ -21,13 +24,13 @@ def altering_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dic
 
 
 def refused(changes: Mapping[str, tuple[Any, Any]], allowed: Iterable[str]) -> dict[str, tuple[Any, Any]]:
-    """Those changes that are not under an allowed key."""
+    """Return the changes that are not under an allowed key."""
     names = tuple(allowed)
     return {key: change for key, change in changes.items() if not _is_under(key, names)}
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as one level of dotted paths; empty ones, and what is in neither, are values."""
+    """Return dotted path -> value of nested mappings and lists; empty mappings and lists count as values."""
     if isinstance(value, Mapping) and value:
         items: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, list | tuple) and value:

@@ -1,4 +1,4 @@
-"""What a name on the command line means: a run, a stage of a pipeline, a checkpoint or a plain model folder."""
+"""Model lookup: resolves a name on the command line (a run, a pipeline, a checkpoint or a model folder)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,13 +16,16 @@ from quadriga.orchestrator.settings import EvaluationSettings
 
 Kind = Literal["policy", "reward"]
 LEVELS = 6
-"""Folders to look upwards for the run that a model belongs to: run/round-1/ppo/checkpoints/step-9/export/policy."""
+"""How many folders to search upwards for a model's run, as in run/round-1/ppo/checkpoints/step-9/export/policy."""
 NO_POLICY = ("ForSequenceClassification", "ForTokenClassification")
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model that somebody named. folder: where its config.json is. run: the run it came from, if it came from one."""
+    """A model found by name.
+
+    folder: the folder of its config.json. run: the run directory that contains it, None outside a run.
+    """
 
     name: str
     folder: str
@@ -30,30 +33,30 @@ class ResolvedModel:
 
     @property
     def cluster(self) -> ClusterSettings:
-        """Where its run ran. Raises UserError when the run's config is not one of this version."""
+        """The cluster settings of its run. Raises UserError if this version cannot read the run's config."""
         value = self._config(self.run).get("cluster") if self.run else None
         return ClusterSettings() if value is None else _validated(ClusterSettings, value, self.run)
 
     @property
     def evaluation(self) -> EvaluationSettings | None:
-        """How its pipeline measures, where it belongs to one. Raises UserError as `cluster`."""
+        """The evaluation settings of its pipeline, None without one. Raises UserError as `cluster` does."""
         pipeline = self._pipeline
         value = self._config(pipeline).get("evaluation") if pipeline else None
         return None if value is None else _validated(EvaluationSettings, value, pipeline)
 
     @property
     def reward(self) -> str | None:
-        """The reward model that the newest PPO stage of its run was trained with, while it is still there."""
+        """The folder of the reward model of its run's newest PPO stage; None if there is none or it was removed."""
         return _existing(_path(self._ppo, "reward"))
 
     @property
     def reference(self) -> str | None:
-        """What that stage measured KL from."""
+        """The folder of the model from which that stage measured KL; None as `reward`."""
         return _existing(_path(self._ppo, "reference") or _path(self._ppo, "policy"))
 
     @property
     def _pipeline(self) -> RunDir | None:
-        """The run itself or the one two folders above it."""
+        """The pipeline's run directory: the run itself, or the one two folders above it."""
         if self.run is None:
             return None
         above = [self.run, RunDir(self.run.path.parent.parent)]
@@ -79,10 +82,11 @@ class ResolvedModel:
 
 
 def find_model(name: str, kind: Kind = "policy") -> ResolvedModel:
-    """The model that `name` stands for: a model folder, a checkpoint, a run (its export, or the newest checkpoint's
-    while there is none) or a pipeline (its export, or that of the newest stage that has one).
+    """Return the model that `name` stands for.
 
-    Raises UserError when there is no such model.
+    name: a model folder, a checkpoint, a run (its export, else that of its newest checkpoint) or a pipeline (its
+    export, else that of the newest stage that has one).
+    Raises UserError if there is no such model.
     """
     path = Path(name).expanduser().absolute()
     if not path.is_dir():
@@ -104,26 +108,27 @@ def find_model(name: str, kind: Kind = "policy") -> ResolvedModel:
 
 
 def stage_runs(pipeline: Path) -> list[RunDir]:
-    """The run directories of a pipeline's stages, oldest first: by round, then by when they began."""
+    """Return the run directories of a pipeline's stages, oldest first: by round, then by start time."""
     runs = [RunDir(file.parent) for file in pipeline.glob("round-*/*/run.json")]
-    return sorted(runs, key=lambda run: (int(run.path.parent.name.removeprefix("round-")), _began(run), run.path.name))
+    return sorted(runs, key=lambda r: (int(r.path.parent.name.removeprefix("round-")), _started(r), r.path.name))
 
 
 def _folders(path: Path, kind: Kind) -> Iterator[Path]:
-    """Where the model may be, best first."""
+    """Yield the folders in which the model may be, best first."""
     if (path / "config.json").is_file():
         yield path
-    yield from _of_run(RunDir(path), kind)
+    yield from _exports(RunDir(path), kind)
     for run in reversed(stage_runs(path)):
-        yield from _of_run(run, kind)
+        yield from _exports(run, kind)
 
 
-def _of_run(run: RunDir, kind: Kind) -> Iterator[Path]:
+def _exports(run: RunDir, kind: Kind) -> Iterator[Path]:
+    """Yield a run's exports of a kind: its own, then those of its checkpoints, newest first."""
     exports = [run.export_dir, *(run.checkpoint_dir(step) / "export" for step in reversed(run.checkpoint_steps()))]
     yield from (export / kind for export in exports if (export / kind / "config.json").is_file())
 
 
-def _began(run: RunDir) -> str:
+def _started(run: RunDir) -> str:
     attempts = run.read_run().get("attempts") or [{}]
     return str(attempts[0].get("started", ""))
 

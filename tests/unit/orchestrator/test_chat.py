@@ -1,4 +1,4 @@
-"""A conversation stays inside the context, and never loses a question on the way."""
+"""A conversation stays inside the context and drops its oldest turns first."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def test_turns_are_rendered_as_one_chat() -> None:
     talk = Conversation(TOKENIZER, 200, 32)
     ids, dropped = talk.ask("sun?")
     assert (ids, dropped, talk.room(ids)) == (encode_prompt(TOKENIZER, [user("sun?")]), 0, 32)
-    talk.answered("moon.")
+    talk.add_answer("moon.")
     ids, _ = talk.ask("star?")
     assert ids == encode_prompt(TOKENIZER, [user("sun?"), {"role": "assistant", "content": "moon."}, user("star?")])
     talk.reset()
@@ -34,15 +34,15 @@ def test_the_oldest_turns_go_first() -> None:
     talk = Conversation(TOKENIZER, len(encode_prompt(TOKENIZER, chat)) + 7, 8)  # one token short
     for question in ("sun", "moon"):
         assert talk.ask(question)[1] == 0
-        talk.answered("star")
+        talk.add_answer("star")
     assert talk.ask("tree") == (encode_prompt(TOKENIZER, chat[2:]), 1)
     assert talk.messages == chat[2:]
 
 
-def test_what_cannot_be_asked_is_forgotten() -> None:
+def test_a_question_that_is_refused_is_forgotten() -> None:
     talk = Conversation(TOKENIZER, 40, 30)
     talk.ask("sun")
-    talk.answered("moon")
+    talk.add_answer("moon")
     before = list(talk.messages)
     with pytest.raises(ValueError, match="the context of this model is 40"):
         talk.ask("x" * 200)
@@ -56,7 +56,7 @@ def test_what_cannot_be_asked_is_forgotten() -> None:
 def test_a_turn_without_an_answer_is_forgotten() -> None:
     talk = Conversation(TOKENIZER, 100, 10)
     talk.ask("sun")
-    talk.answered("")
+    talk.add_answer("")
     assert talk.messages == []
 
 
@@ -71,11 +71,12 @@ def test_prompt_and_answer_always_fit(turns: list[tuple[int, int]]) -> None:
             assert asked + 3 >= 64  # BOS, <user>, <assistant>
             continue
         assert talk.messages[-1] == user("x" * asked)
-        assert 1 <= talk.room(ids) <= 24 and len(ids) + talk.room(ids) <= 64
-        talk.answered("y" * answered)
+        assert 1 <= talk.room(ids) <= 24
+        assert len(ids) + talk.room(ids) <= 64
+        talk.add_answer("y" * answered)
 
 
-def test_the_context_is_the_models_own(tmp_path: Path) -> None:
+def test_the_context_is_that_of_the_model_up_to_a_limit(tmp_path: Path) -> None:
     for text, expected in (
         ('{"model_type": "llama", "max_position_embeddings": 128}', 128),
         ('{"model_type": "gpt2", "n_positions": 1024}', 1024),

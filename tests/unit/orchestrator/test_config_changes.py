@@ -1,4 +1,4 @@
-"""Which changes of a config alter training."""
+"""Changes of a config that alter training."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,16 +18,16 @@ BEFORE = {
 
 
 def changed(**fields: object) -> dict[str, tuple[object, object]]:
-    """What a config with these fields alters."""
+    """Return the altering changes of a config with these fields."""
     return altering_changes(BEFORE, {**BEFORE, **fields})
 
 
-def test_where_and_how_a_run_runs_is_free() -> None:
+def test_settings_of_where_a_run_runs_may_change() -> None:
     cluster = {"dtype": "float32", "actor": {"ranks": 8}, "deepspeed": {}}
     assert changed(name="b", run_dir="/elsewhere", checkpoint={"every_steps": 1}, cluster=cluster) == {}
 
 
-def test_what_it_computes_is_not() -> None:
+def test_settings_that_alter_training_are_named() -> None:
     optimizer = {"lr": 1e-4, "betas": [0.9, 0.999]}
     assert changed(total_steps=20, optimizer=optimizer) == {
         "optimizer.betas.1": (0.95, 0.999),
@@ -39,7 +39,7 @@ def test_what_it_computes_is_not() -> None:
     assert changed(cluster=cluster) == {"cluster.dtype": ("float32", "bfloat16")}
 
 
-def test_keys_of_another_version_are_no_change() -> None:
+def test_keys_of_another_version_are_not_changes() -> None:
     assert changed(new_setting=3) == {}
 
 

@@ -1,4 +1,4 @@
-"""What a name on the command line is taken for."""
+"""Resolution of the name of a model on the command line."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def run(folder: Path, config: dict[str, Any], started: str = "2026-01-01T00:00:0
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Path:
-    """Two rounds, the second without PPO yet; `sft` began after `pretrain`."""
+    """A pipeline of two rounds, the second without PPO yet; `sft` started after `pretrain`."""
     evaluation = {
         "prompts": {"rows": "held-out.jsonl"},
         "gold_reward": {"type": "function", "function": "a:b"},
@@ -52,7 +52,7 @@ def test_a_folder_with_a_config_is_a_model(tmp_path: Path) -> None:
     assert found.cluster.address is None
 
 
-def test_a_run_is_its_export_or_its_newest_checkpoint(pipeline: Path) -> None:
+def test_a_run_gives_its_export_or_its_newest_checkpoint(pipeline: Path) -> None:
     ppo = pipeline / "round-1" / "ppo"
     assert find_model(str(ppo)).folder == str(ppo / "checkpoints" / "step-10" / "export" / "policy")
     assert find_model(str(ppo / "checkpoints" / "step-9")).folder == str(ppo / "checkpoints/step-9/export/policy")
@@ -60,7 +60,7 @@ def test_a_run_is_its_export_or_its_newest_checkpoint(pipeline: Path) -> None:
     assert find_model(str(ppo)).folder == str(exported)
 
 
-def test_a_pipeline_is_its_export_or_that_of_its_newest_stage(pipeline: Path) -> None:
+def test_a_pipeline_gives_its_export_or_its_newest_stages(pipeline: Path) -> None:
     assert [r.path.name for r in stage_runs(pipeline)] == ["pretrain", "sft", "reward", "ppo", "rank"]
     assert find_model(str(pipeline)).folder == str(pipeline / "round-1/ppo/checkpoints/step-10/export/policy")
     assert find_model(str(pipeline), "reward").folder == str(pipeline / "round-1/reward/export/reward")
@@ -69,24 +69,25 @@ def test_a_pipeline_is_its_export_or_that_of_its_newest_stage(pipeline: Path) ->
 
 
 @pytest.mark.parametrize("name", ["", "round-0/sft", "round-1/ppo/checkpoints/step-9", "round-0/sft/export/policy"])
-def test_a_run_says_how_it_is_measured(pipeline: Path, name: str) -> None:
+def test_a_model_has_the_evaluation_settings_of_its_pipeline(pipeline: Path, name: str) -> None:
     found = find_model(str(pipeline / name))
-    assert found.evaluation is not None and found.evaluation.rows == 7
+    assert found.evaluation is not None
+    assert found.evaluation.rows == 7
     assert found.reward == str(pipeline / "round-1/reward/export/reward")
     assert found.reference == str(pipeline / "round-0/sft/export/policy")
 
 
-def test_the_cluster_is_the_runs_own(pipeline: Path) -> None:
+def test_a_model_has_the_cluster_settings_of_its_run(pipeline: Path) -> None:
     model(pipeline / "export" / "policy")
     assert find_model(str(pipeline)).cluster.train_tokens == 77
 
 
-def test_a_reward_model_that_is_gone_is_none(pipeline: Path) -> None:
+def test_a_removed_reward_model_is_none(pipeline: Path) -> None:
     (pipeline / "round-1/reward/export/reward/config.json").unlink()
     assert find_model(str(pipeline)).reward is None
 
 
-def test_what_is_no_model_is_said(tmp_path: Path, pipeline: Path) -> None:
+def test_a_name_that_is_not_a_model_is_refused(tmp_path: Path, pipeline: Path) -> None:
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
         find_model(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="holds no policy model"):
@@ -97,7 +98,7 @@ def test_what_is_no_model_is_said(tmp_path: Path, pipeline: Path) -> None:
         find_model(str(pipeline / "round-0/sft/export/policy"), "reward")
 
 
-def test_a_config_of_another_version_is_said(pipeline: Path) -> None:
+def test_a_config_of_another_version_is_refused(pipeline: Path) -> None:
     model(pipeline / "export" / "policy")
     (pipeline / "config.yaml").write_text("{stage: pipeline, cluster: {train_tokenz: 1}}")
     with pytest.raises(UserError, match=r"another version of Quadriga \(train_tokenz"):
