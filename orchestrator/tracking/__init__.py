@@ -1,1 +1,1 @@
-"""What a run says of itself: metrics, samples, W&B, and lines on the screen."""
+"""The record of a run: metrics, samples, W&B, and the output on the screen."""

@@ -1,4 +1,4 @@
-"""What a run shows on the screen: bars with the time left, and tables; plain lines where there is no terminal."""
+"""Console output of a run: progress bars with the time left, and tables; plain lines without a terminal."""
 
 import time
 from collections import deque
@@ -14,24 +14,28 @@ from rich.text import Text
 
 Clock = Callable[[], float]
 SHOWN = ("loss", "score", "gold", "kl", "accuracy")
+"""Last parts of the names of the metrics that are shown, in this order."""
 PLAIN_WIDTH = 120
 
 
 def make_console() -> Console:
-    """The terminal, or plain text wide enough for the tables where output goes to a file."""
+    """Return a console for the terminal; without one, for plain text that is wide enough for the tables."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
 
 
 def duration(seconds: float) -> str:
-    """`0:07`, `12:34`, `1:02:03`."""
+    """Format seconds as `0:07`, `12:34` or `1:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class TimeLeft:
-    """Seconds to the end, at the pace of the last `window` updates: slow first steps must not count for ever."""
+    """Estimate of the seconds left at the pace of the last `window` updates, so that slow first steps are forgotten.
+
+    done, total: counts at the start. began: the start in seconds of `clock`; None is now.
+    """
 
     def __init__(
         self, done: int, total: int, clock: Clock = time.monotonic, window: int = 20, began: float | None = None
@@ -43,14 +47,14 @@ class TimeLeft:
         self._marks.append((self.began, done))
 
     def update(self, done: int) -> None:
-        """Note how many are done by now."""
+        """Record how many are done now."""
         self.done = done
         self._marks.append((self._clock(), done))
 
     def __call__(self) -> float | None:
-        """Seconds left, counting down between updates; None while there is too little to tell from."""
+        """Return the seconds left, which count down between updates; None while too little is known."""
         (start, before), (last, now) = self._marks[0], self._marks[-1]
-        # The first of many answers comes after a warm-up that says nothing about the others.
+        # The first of many answers includes a warm-up, which says nothing about the others.
         if now <= before or (len(self._marks) == 2 and now - before < 0.02 * self.total):
             return None
         expected = (last - start) / (now - before) * (self.total - now)
@@ -58,14 +62,14 @@ class TimeLeft:
 
 
 def stage_progress(stage: str, name: str, path: Path, console: Console | None = None) -> "StageProgress":
-    """The screen of the stage that runs in `path`, with its header printed."""
+    """Return the progress display of the stage that runs in `path`, and print its header."""
     progress = StageProgress(stage, name, console)
     progress.note(f"{progress.title} in {_short(str(path))}")
     return progress
 
 
 class _LeftColumn(ProgressColumn):
-    """Time so far and time left."""
+    """Column with the time so far and the time left."""
 
     def render(self, task: Task) -> Text:
         return Text(_times(task.fields["left"], task.elapsed or 0.0), style="cyan")
@@ -77,9 +81,9 @@ def _times(left: Callable[[], float | None], elapsed: float) -> str:
 
 
 class StageProgress:
-    """One stage on the screen, as a context manager: what it waits for, then its steps, and the parts of a long step.
+    """Progress of one stage, as a context manager: its waits, then its steps, and the parts of a long step.
 
-    console: where to draw. every: seconds between two lines where there is no terminal.
+    every: seconds between two lines without a terminal.
     """
 
     def __init__(
@@ -107,7 +111,7 @@ class StageProgress:
         self._steps: _Bar | None = None
         self._waits: list[_Bar] = []
         self._shown: dict[str, float] = {}
-        self._said = -float("inf")
+        self._last_line = -float("inf")
 
     def __enter__(self) -> Self:
         self._began = self._clock()
@@ -124,18 +128,18 @@ class StageProgress:
             self.note(f"{self.title}: {end} in {duration(self._clock() - self._began)}{self._metrics()}")
 
     def note(self, text: str) -> None:
-        """A line of its own, above the bars."""
+        """Print a line above the bars."""
         self.console.print(Text(text), soft_wrap=True)
 
     def skipped(self) -> None:
-        """Say that there is nothing to do."""
+        """Print that the stage was finished before."""
         self.note(f"{self.title}: finished before, skipped")
 
     @contextmanager
     def waiting(self, title: str, expected: float | None = None) -> Iterator[None]:
-        """Show that something of unknown length goes on, until the block ends or `started` is called.
+        """Show that something of unknown length is running, until the block ends or `started` is called.
 
-        expected: seconds that it took before, from which the time left is counted.
+        expected: seconds that it took before, for the estimate of the time left.
         """
         began = self._clock()
 
@@ -160,11 +164,11 @@ class StageProgress:
         wandb: str | None = None,
         logs: Sequence[str] = (),
     ) -> None:
-        """The steps begin, after `step` of an earlier attempt. Prints where to look: addresses and the actors' logs."""
+        """Begin the steps, after `step` steps of an earlier attempt; print the addresses and the processes' logs."""
         for bar in self._waits:
             bar.remove()
         if step:
-            self.note(f"{self.title}: goes on after step {step} of {total}")
+            self.note(f"{self.title}: resumes after step {step} of {total}")
         for label, value in (("Ray dashboard", dashboard), ("W&B", wandb)):
             if value:
                 self.note(f"  {label}: {value}")
@@ -174,14 +178,14 @@ class StageProgress:
         self._steps = _Bar(self, self.title, left, left)
 
     def step(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """A step is done. Shows those metrics that are to be shown, the last value seen of each."""
+        """Record that a step is done, and show the latest value of each metric in `SHOWN`."""
         assert self._steps, "started() comes first"
         self._shown |= {name: value for name, value in metrics.items() if value is not None and _is_shown(name)}
         self._steps.update(step, self._metrics())
-        self._say(self._steps)
+        self._print_due(self._steps)
 
     def part(self, title: str) -> Callable[[int, int], None]:
-        """A bar below the steps for something counted that begins now: call the result with (done, total)."""
+        """Begin a counted part of a step, with a bar below the steps; return a function to call with (done, total)."""
         bar: _Bar | None = None
         began = self._clock()
 
@@ -191,8 +195,8 @@ class StageProgress:
                 left = TimeLeft(0, total, self._clock, began=began)
                 bar = _Bar(self, f"  {title}", left, left)
             bar.update(done)
-            if self._clock() - began >= self._every:  # a short one would take the turn of the steps
-                self._say(bar)
+            if self._clock() - began >= self._every:  # lines of short parts would displace those of the steps
+                self._print_due(bar)
             if done >= total:
                 bar.remove()
                 bar = None
@@ -203,10 +207,11 @@ class StageProgress:
         names = sorted(self._shown, key=lambda name: (SHOWN.index(_last(name)), name != f"train/{_last(name)}", name))
         return "".join(f"  {name.removeprefix('train/')} {self._shown[name]:.4g}" for name in names[:5])
 
-    def _say(self, bar: "_Bar") -> None:
+    def _print_due(self, bar: "_Bar") -> None:
+        """Print a line about a bar if there is no terminal and the last line is `every` seconds old."""
         now = self._clock()
-        if not self._live and now - self._said >= self._every:
-            self._said = now
+        if not self._live and now - self._last_line >= self._every:
+            self._last_line = now
             steps, title = self._steps, bar.title
             if steps and bar is not steps:
                 title = f"{steps.title} {steps.count}: {title.strip()}"
@@ -214,7 +219,7 @@ class StageProgress:
 
 
 class _Bar:
-    """One line of progress: a Rich task on a terminal, a memory of what to print elsewhere."""
+    """One line of progress: a Rich task, with the state that plain lines are printed from."""
 
     def __init__(
         self,
@@ -252,9 +257,10 @@ class _Bar:
 
 
 def stages_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The last table of a pipeline, from the rows of summary.json.
+    """Return a pipeline's table of stages, from the rows of summary.json.
 
-    rows: {"stage", "truthful", "harmless", "helpful", "reward_score", "kl", "seconds"}; None and absent are a dash.
+    rows: {"stage", "truthful", "harmless", "helpful", "reward_score", "kl", "seconds"}; a missing value or None is
+    shown as a dash.
     """
     table = Table(title="Stage by stage", title_justify="left")
     table.add_column("stage")
@@ -270,7 +276,10 @@ def stages_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def answers_table(prompts: Sequence[str], answers: Mapping[str, Sequence[str]], kinds: Sequence[str] = ()) -> Table:
-    """Answers side by side: one row a prompt, one column a model (`answers`: model name -> one answer a prompt)."""
+    """Return a table of answers: one row per prompt, one column per model.
+
+    answers: model name -> one answer per prompt. kinds: empty, or one per prompt.
+    """
     table = Table(title="Side by side", title_justify="left", show_lines=True)
     if kinds:
         table.add_column("kind")
@@ -279,12 +288,12 @@ def answers_table(prompts: Sequence[str], answers: Mapping[str, Sequence[str]], 
         table.add_column(Text(name), ratio=1)
     for index, prompt in enumerate(prompts):
         cells = [*kinds[index : index + 1], prompt, *(texts[index] for texts in answers.values())]
-        table.add_row(*(Text(cell) for cell in cells))  # Text: a model's [brackets] are no markup
+        table.add_row(*(Text(cell) for cell in cells))  # Text: a model's [brackets] are not markup
     return table
 
 
 def _is_shown(name: str) -> bool:
-    """By its last part; how long scoring took is not the score."""
+    """Return whether the last part of a name is in `SHOWN`; timings such as `timing_s/score` are not scores."""
     return _last(name) in SHOWN and not name.startswith("timing_s/")
 
 
@@ -293,6 +302,6 @@ def _last(name: str) -> str:
 
 
 def _short(path: str) -> str:
-    """Relative to the working directory, where it is below it."""
+    """Return a path relative to the working directory if it is below it, else unchanged."""
     here = Path.cwd()
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

@@ -1,4 +1,4 @@
-"""The one writer of a run's numbers: metrics.jsonl, samples/*.parquet and W&B."""
+"""Tracker: the only writer of a run's metrics.jsonl, samples/*.parquet and W&B run."""
 
 import json
 import logging
@@ -27,15 +27,13 @@ NAMESPACES = (
     "reward",
     "critic",
     "actor",
-    "human",
-    "moderation",
     "eval",
     "perf",
     "timing_s",
     "system",
 )
 CLOCKED = ("time", "timing_s/", "perf/", "system/")
-"""Metrics that depend on the clock or the machine."""
+"""Prefixes of metrics that depend on the clock or the machine."""
 Replay = Literal["exact", "note", "forget"]
 SAMPLES_KEY = "rollout/samples"
 SAMPLE_COLUMNS = {
@@ -49,14 +47,15 @@ SAMPLE_COLUMNS = {
     "prompt_id": pa.string(),
     "sample_index": pa.int64(),
 }
-START_TIMEOUT = 30.0  # seconds to reach the W&B server before the run is recorded offline
+START_TIMEOUT = 30.0
+"""Seconds to reach the W&B server before the run is recorded offline."""
 NONFINITE = "system/nonfinite_metrics"
 
 log = logging.getLogger(__name__)
 
 
 class RunFolder(Protocol):
-    """What the tracker needs of a run directory."""
+    """The paths that the tracker needs from a run directory."""
 
     @property
     def path(self) -> Path: ...
@@ -72,15 +71,15 @@ class Tracker:
     run_dir: where metrics.jsonl, samples/ and wandb/ go.
     stage, name: W&B job type and run name; `settings.group` (else `name`) is the W&B group.
     config: the resolved configuration; secrets are stripped before W&B sees it.
-    run_id: the id of an earlier attempt, so that W&B goes on with the same run; None makes a new one.
-    resume_step: the last step that the checkpoint holds. Steps after it that were logged before are run again: they are
-        compared with what was logged, and not logged twice. None starts from nothing.
-    replay: `exact`: a step that is run again must give the same numbers (`CLOCKED` ones aside), else Fault. `note`: the
-        difference is counted as `system/replay_differences`, for devices that do not repeat themselves. `forget`: what
-        was logged after `resume_step` is dropped and logged anew, because the settings were changed.
+    run_id: the id of an earlier attempt, so that W&B continues the same run; None makes a new one.
+    resume_step: the step of the checkpoint. Later steps that were logged before are run again: they are compared with
+        the log and not logged twice. None starts an empty log.
+    replay: `exact`: a step that is run again must give the same numbers (except `CLOCKED` ones), else Fault. `note`:
+        differing steps are counted in `system/replay_differences`, for devices that are not deterministic. `forget`:
+        steps after `resume_step` are dropped and logged again, because the settings were changed.
 
-    W&B is online when WANDB_API_KEY is in the environment (and WANDB_MODE does not say otherwise), offline without.
-    Nothing W&B does can stop a run: its errors are counted in `wandb_errors` and the first one is a warning.
+    W&B is online if WANDB_API_KEY is in the environment (and WANDB_MODE does not say otherwise), else offline. An error
+    of W&B never stops a run: the first one is logged as a warning.
     """
 
     def __init__(
@@ -122,22 +121,17 @@ class Tracker:
 
     @property
     def address(self) -> str | None:
-        """Where to look: the dashboard's URL, or the command that uploads an offline run; None without W&B."""
+        """The URL of the W&B run, or the command that uploads an offline run; None without W&B."""
         return self._wandb.address if self._wandb else None
-
-    @property
-    def wandb_errors(self) -> int:
-        """Calls of W&B that failed."""
-        return self._wandb.errors if self._wandb else 0
 
     def log(self, step: int, metrics: Mapping[str, Any], samples: Sequence[Mapping[str, Any]] | None = None) -> None:
         """Write one step.
 
-        metrics: namespaced names (`NAMESPACES`) and scalars: Python, numpy or torch. NaN and infinity become null in
-            metrics.jsonl and are left out of W&B; how many there were so far is `system/nonfinite_metrics`.
-        samples: rows with `prompt`, `response` and any of `SAMPLE_COLUMNS`; other keys become columns of their own.
-            The first `settings.samples` are kept.
-        Raises Fault when a step that is run again differs, comes out of order, or a name is in no namespace.
+        metrics: name in one of the `NAMESPACES` -> scalar of Python, numpy or torch. NaN and infinity become null in
+            metrics.jsonl and are left out of W&B; `system/nonfinite_metrics` counts them.
+        samples: rows with `prompt`, `response` and any of `SAMPLE_COLUMNS`; other keys become additional columns. The
+            first `settings.samples` rows are kept.
+        Raises Fault if a step that is run again differs, if steps are out of order, or if a name is not in a namespace.
         """
         row = {_checked(name): _finite(value) for name, value in metrics.items()}
         if step <= self._last_step:
@@ -153,8 +147,8 @@ class Tracker:
         table = _sample_table(step, kept) if kept else None
         if table is not None:
             _write_parquet(table, self._samples_dir / f"step-{step:06d}.parquet")
-        # After the samples: a step that has its line has them too. Opened anew each time: a file that somebody removed
-        # comes back, and the run goes on.
+        # After the samples, so that a step with a line has its samples. Opened for each line, so that a removed file
+        # does not stop the run.
         line = {"global_step": step, "time": round(time.time(), 3), **row}
         self._logged[step] = line
         with self._path.open("a", encoding="ascii") as file:
@@ -163,11 +157,11 @@ class Tracker:
             self._wandb.log({AXIS: step} | {key: value for key, value in row.items() if value is not None}, table)
 
     def confirmed(self, step: int) -> None:
-        """Steps up to this one will not be run again: there is a checkpoint after them."""
+        """Forget the rows up to this step: a checkpoint holds it, so they are not run again."""
         self._logged = {number: row for number, row in self._logged.items() if number > step}
 
     def _compare(self, step: int, row: Mapping[str, Any]) -> None:
-        """A step that was logged before was run again."""
+        """Compare a step that is run again with its logged row. Raises Fault if it differs and `replay` is `exact`."""
         if step not in self._logged:
             raise Fault(f"step {step} was logged after step {self._last_step}", phase="commit")
         before = self._logged[step]
@@ -176,20 +170,15 @@ class Tracker:
         if differing and self._replay == "exact":
             key = differing[0]
             raise Fault(
-                f"Step {step} was run again after a loss and differs from what was logged: {key} is {row[key]} and was "
-                f"{before[key]} ({len(differing)} of {len(same)} numbers differ). A run that does not repeat itself "
+                f"Step {step} was run again after a loss and differs from the log: {key} is {row[key]} and was "
+                f"{before[key]} ({len(differing)} of {len(same)} numbers differ). A run that is not deterministic "
                 "cannot be resumed exactly; please report this.",
                 phase="replay",
             )
         self.replay_differences += bool(differing)
 
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Set final values of the W&B run (the numbers its run table shows)."""
-        if self._wandb:
-            self._wandb.summary(values)
-
     def close(self, exit_code: int = 0) -> None:
-        """Finish the W&B run, which is marked failed when exit_code is not 0. Further calls do nothing."""
+        """Finish the W&B run, as failed unless exit_code is 0. Further calls do nothing."""
         if self._wandb:
             self._wandb.finish(exit_code)
 
@@ -207,24 +196,24 @@ class Tracker:
 
 
 def _finite(value: Any) -> float | int | None:
-    """A Python number; None for NaN and infinity."""
+    """Return a scalar as a Python number; None for NaN and infinity."""
     number: float | int = value.item() if hasattr(value, "item") else value
     return number if math.isfinite(number) else None
 
 
 def wandb_mode(settings: TrackingSettings) -> str:
-    """`online`, `offline` or `disabled`: the settings, then WANDB_MODE, then whether there is a key."""
-    asked = os.environ.get("WANDB_MODE", "online")
-    if not settings.wandb or asked == "disabled":
+    """Return `online`, `offline` or `disabled`, by the settings, then WANDB_MODE, then the presence of a key."""
+    mode = os.environ.get("WANDB_MODE", "online")
+    if not settings.wandb or mode == "disabled":
         return "disabled"
-    return "online" if asked == "online" and os.environ.get("WANDB_API_KEY") else "offline"
+    return "online" if mode == "online" and os.environ.get("WANDB_API_KEY") else "offline"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, oldest first; an absent file has none.
+    """Return the rows of a metrics.jsonl, oldest first; none if the file does not exist.
 
-    The last line may be half-written (by a run that lives, or that was killed): it is left out. Any other line that is
-    not JSON raises Fault.
+    A last line that is half-written (by a running or a killed run) is left out. Raises Fault for any other line that is
+    not JSON.
     """
     if not path.exists():
         return []
@@ -235,12 +224,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except ValueError as error:
             if number < len(lines):
-                raise Fault(f"{path}, line {number}: not JSON ({error})") from None
+                raise Fault(f"{path}, line {number}: not JSON ({error})") from error
     return rows
 
 
 def _rewind(metrics_path: Path, samples_dir: Path, last_step: int) -> None:
-    """Forget what was logged after last_step."""
+    """Remove the rows and samples of the steps after `last_step`."""
     rows = [row for row in read_metrics(metrics_path) if row["global_step"] <= last_step]
     write_text_atomic(metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
     for path in samples_dir.glob("step-*.parquet"):
@@ -249,13 +238,14 @@ def _rewind(metrics_path: Path, samples_dir: Path, last_step: int) -> None:
 
 
 def _cut_unfinished_line(path: Path) -> None:
-    """Remove what a kill left of a last line."""
+    """Remove a last line that a kill left half-written."""
     if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
         with path.open("rb+") as file:
             file.truncate(text.rfind(b"\n") + 1)
 
 
 def _checked(name: str) -> str:
+    """Return a metric's name. Raises Fault unless it is in a namespace."""
     space, slash, rest = name.partition("/")
     if name == AXIS or space not in NAMESPACES or not slash or not rest:
         raise Fault(f"the metric name '{name}' does not start with one of {', '.join(f'{s}/' for s in NAMESPACES)}")
@@ -263,7 +253,7 @@ def _checked(name: str) -> str:
 
 
 def _sample_table(step: int, samples: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Columns: global_step, SAMPLE_COLUMNS (null where a sample has no value), then all other keys by name."""
+    """Return a table of global_step, `SAMPLE_COLUMNS` (null if a sample has no value), then all other keys by name."""
     others = sorted({key for sample in samples for key in sample} - set(SAMPLE_COLUMNS) - {"global_step"})
     columns = {"global_step": pa.array([step] * len(samples), pa.int64())}
     for key, kind in SAMPLE_COLUMNS.items():
@@ -277,23 +267,23 @@ def _sample_table(step: int, samples: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
-    draft = path.with_suffix(".tmp")
-    pq.write_table(table, draft)
-    draft.replace(path)
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(table, temporary)
+    temporary.replace(path)
 
 
 class _WandbRun:
-    """One W&B run that never raises."""
+    """A W&B run whose methods never raise."""
 
     def __init__(self, folder: Path, mode: str, identity: dict[str, Any]):
-        self.errors = 0
+        self._failed = False
         self.address: str | None = None
         self._run: Any = None
         self._data = folder / "wandb" / "data"
-        # A server that cannot be reached must not cost the record: it is then kept offline.
+        # If the server cannot be reached, the run is recorded offline.
         for attempt in dict.fromkeys([mode, "offline"]):
             with self._guard(f"starting the {attempt} run"):
-                if self.errors:
+                if self._failed:
                     _forget_failed_start()
                 self._run = _init(folder, attempt, identity)
                 offline = f"offline; upload it with: wandb sync {Path(self._run.dir).parent}"
@@ -305,14 +295,10 @@ class _WandbRun:
             if table is not None:
                 import wandb
 
-                # A new table each step: W&B keeps every one of them under its step.
+                # A new table for each step: W&B keeps all of them.
                 rows = [list(values) for values in zip(*table.to_pydict().values(), strict=True)]
                 row = row | {SAMPLES_KEY: wandb.Table(columns=table.column_names, data=rows)}
             self._run.log(row)  # never step=: W&B drops, without an error, what is logged to an earlier step
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        with self._guard("writing the summary"):
-            self._run.summary.update(dict(values))
 
     def finish(self, exit_code: int) -> None:
         with self._guard("finishing"):
@@ -321,30 +307,30 @@ class _WandbRun:
 
     @contextmanager
     def _guard(self, doing: str) -> Iterator[None]:
-        """Count errors instead of raising them, and keep the files W&B stages for upload inside the run directory."""
+        """Turn the first error into a warning, ignore later ones, and keep W&B's staged files in the run directory."""
         before = os.environ.get("WANDB_DATA_DIR")
         os.environ["WANDB_DATA_DIR"] = before or str(self._data)
         try:
             yield
         except Exception as error:
-            if not self.errors:
+            if not self._failed:
                 reason = " ".join(str(error).split())
-                log.warning("W&B failed while %s (%s). The run goes on; metrics.jsonl has every step.", doing, reason)
-            self.errors += 1
+                log.warning("W&B failed while %s (%s). The run continues; metrics.jsonl has every step.", doing, reason)
+            self._failed = True
         finally:
             if before is None:
                 del os.environ["WANDB_DATA_DIR"]
 
 
 def _forget_failed_start() -> None:
-    """End W&B's own process, in which the id of a run that did not start stays taken."""
+    """End W&B's service process, which keeps the id of a run that failed to start."""
     import wandb
 
     wandb.teardown(exit_code=1)
 
 
 def _init(folder: Path, mode: str, identity: dict[str, Any]) -> Any:
-    """Start or resume the run, silent and without code, git state, package list, command line or machine data."""
+    """Start or resume a W&B run, silently and without code, git state, package list, command line or machine data."""
     import wandb
 
     settings = wandb.Settings(
@@ -358,11 +344,11 @@ def _init(folder: Path, mode: str, identity: dict[str, Any]) -> Any:
         x_save_requirements=False,
         x_disable_meta=True,
         x_disable_machine_info=True,
-        x_disable_stats=True,  # it sees the driver's machine only; the hosts' own numbers are under system/
+        x_disable_stats=True,  # it sees the driver's machine only; the hosts' numbers are under system/
         init_timeout=START_TIMEOUT,
         finish_timeout=120,
     )
-    # create_new: the stages of a pipeline are runs of their own, and a run of the caller's is left alone.
+    # create_new: each stage of a pipeline is a separate run, and the caller's own run is left alone.
     run = wandb.init(dir=str(folder), resume="allow", reinit="create_new", settings=settings, **identity)
     run.define_metric(AXIS)
     for space in NAMESPACES:

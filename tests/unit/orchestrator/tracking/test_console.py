@@ -1,4 +1,4 @@
-"""The screen: time left by an injected clock, lines where there is no terminal, tables."""
+"""Console output: time left by an injected clock, lines without a terminal, tables."""
 
 import io
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_time_left_follows_the_recent_pace(clock: Clock) -> None:
     assert left() is None
     clock.now += 60  # a slow first step
     left.update(11)
-    assert left() is None  # one of a hundred says too little
+    assert left() is None  # one of a hundred is not enough
     for done in range(12, 17):
         clock.now += 2
         left.update(done)
@@ -58,7 +58,7 @@ def test_time_left_follows_the_recent_pace(clock: Clock) -> None:
     assert left() == 0
 
 
-def test_lines_without_a_terminal_come_now_and_then(clock: Clock) -> None:
+def test_lines_without_a_terminal_are_spaced(clock: Clock) -> None:
     console = plain()
     screen = StageProgress("sft", "demo", console, every=10, clock=clock)
     with screen as progress, progress.waiting("starting processes", expected=12):
@@ -70,7 +70,7 @@ def test_lines_without_a_terminal_come_now_and_then(clock: Clock) -> None:
     lines = text(console).splitlines()
     assert lines == [
         "sft demo: starting processes, about 0:12",
-        "sft demo: goes on after step 2 of 12",
+        "sft demo: resumes after step 2 of 12",
         "  Ray dashboard: 127.0.0.1:8265",
         "  W&B: offline",
         "  log: /logs/actor-0.log",
@@ -98,7 +98,7 @@ def test_parts_of_a_long_step_are_counted(clock: Clock) -> None:
     assert lines[-1] == "ppo: done in 0:18  loss 0.25  reward/score 1.5  reward/gold 0.5"
 
 
-def test_parts_of_short_steps_leave_the_word_to_the_steps(clock: Clock) -> None:
+def test_parts_of_short_steps_print_no_lines(clock: Clock) -> None:
     console = plain()
     with StageProgress("ppo", "ppo", console, every=10, clock=clock) as progress:
         progress.started(0, 6)
@@ -112,7 +112,7 @@ def test_parts_of_short_steps_leave_the_word_to_the_steps(clock: Clock) -> None:
     assert [line.split(",")[0] for line in text(console).splitlines()[:-1]] == [f"ppo {n}/6" for n in range(1, 7)]
 
 
-def test_a_finished_stage_says_that_it_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_stage_is_reported_as_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = plain()
     monkeypatch.chdir(tmp_path)
     with stage_progress("sft", "demo", tmp_path / "runs" / "demo", console) as progress:
@@ -120,7 +120,7 @@ def test_a_finished_stage_says_that_it_is_skipped(tmp_path: Path, monkeypatch: p
     assert text(console).splitlines() == ["sft demo in runs/demo", "sft demo: finished before, skipped"]
 
 
-def test_a_stage_that_fails_says_where_it_stopped(clock: Clock) -> None:
+def test_a_failed_stage_reports_its_last_step(clock: Clock) -> None:
     console = plain()
     with (
         pytest.raises(RuntimeError, match="lost"),
@@ -143,12 +143,12 @@ def test_a_terminal_shows_bars_and_leaves_only_the_result() -> None:
         progress._bars.refresh()
     shown = text(console)
     assert "sft demo: starting [processes]" in shown
-    assert "generate" in shown and "1/4" in shown
-    assert "1/3" in shown and "left" in shown and "loss 0.5" in shown
+    for part in ("generate", "1/4", "1/3", "left", "loss 0.5"):
+        assert part in shown
     assert shown.splitlines()[-1].endswith("sft demo: stopped after step 1 of 3 in 0:00  loss 0.5")
 
 
-def test_stages_table_has_a_dash_where_nothing_was_measured() -> None:
+def test_stages_table_has_a_dash_for_a_missing_value() -> None:
     console = plain()
     console.print(
         stages_table(
