@@ -1,1 +1,1 @@
-"""Models measured against each other on the same prompts and seeds, with intervals."""
+"""Evaluation: models compared on the same prompts and seeds, with confidence intervals."""

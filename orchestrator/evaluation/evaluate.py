@@ -1,4 +1,4 @@
-"""The bench on which models are measured: one rollout engine whose weights are swapped, the same prompts for all."""
+"""Evaluation of models in one rollout engine whose weights are swapped, on the same prompts for all of them."""
 
 import time
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ NOT_SHAPE = {
     "transformers_version",
     "use_cache",
 }
-"""Fields of config.json that do not change what the engine computes from a folder's weights."""
+"""Fields of config.json that do not change the engine's computation with a folder's weights."""
 
 
 def evaluate_models(
@@ -52,13 +52,14 @@ def evaluate_models(
     samples_per_prompt: int = 1,
     progress: StageProgress | None = None,
 ) -> dict[str, Evaluation]:
-    """Answers of every model to the same prompts with the same seeds, scored by gold and, where given, a reward model.
+    """Sample every model on the same prompts and seeds, and score the answers; return model name -> its evaluation.
 
-    models: name -> folder; they share one architecture and tokenizer, because one engine serves them all in turn.
-    reward: folder of the reward model. reference: folder of the model that KL is measured from. logs: folder for the
-    processes' logs. samples_per_prompt: above 1, with a reward model, gives `best` too. progress: entered here.
+    models: name -> folder; all have one architecture and tokenizer, because one engine serves them in turn. reward:
+    folder of the reward model that scores too, None for the gold reward only. reference: folder of the model from which
+    KL is measured. logs: folder for the processes' logs. samples_per_prompt: above 1, with a reward model, adds `best`.
+    progress: entered here.
 
-    Raises UserError for models that do not fit together, Fault when something broke.
+    Raises UserError for models that cannot be compared, and Fault for a failure.
     """
     progress = progress or StageProgress("evaluation", "evaluation")
     tokenizer, split, longest = _prepared(models, settings, reward, reference, seed)
@@ -89,18 +90,20 @@ def evaluate_models(
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip(),
         )
         scorer = ModelReward(running.groups["reward"], reward_shift(reward), reward) if reward is not None else None
-        bench = _Bench(running, pool, gold, scorer, prompts, settings.sampling, seed, samples_per_prompt, progress)
+        evaluator = _Evaluator(
+            running, pool, gold, scorer, prompts, settings.sampling, seed, samples_per_prompt, progress
+        )
         for version, (name, folder) in enumerate(models.items()):
             if version > 0:
                 _load(pool, folder, version, cluster)
-            results[name] = bench.evaluate(name)
+            results[name] = evaluator.evaluate(name)
             progress.step(version + 1, {})
     return results
 
 
 @dataclass(frozen=True)
-class _Bench:
-    """What every model is put on in turn."""
+class _Evaluator:
+    """Processes, prompts and sampling that are the same for every model."""
 
     running: Processes
     pool: RolloutPool
@@ -113,7 +116,7 @@ class _Bench:
     progress: StageProgress
 
     def evaluate(self, name: str) -> Evaluation:
-        """Measure the model that the engine holds now."""
+        """Measure the model whose weights the engine holds now."""
         began = time.monotonic()
         sampled, samples = self._measure(self.sampling, self.samples, f"{name}: answers")
         result = Evaluation(**{field.name: getattr(sampled, field.name) for field in fields(Measures)})
@@ -131,9 +134,9 @@ class _Bench:
         return replace(result, seconds=time.monotonic() - began)
 
     def _measure(self, sampling: SamplingSettings, each: int, title: str) -> tuple[Measures, list[Sample]]:
-        """Draw answers, check them, score them with the reward model and with gold.
+        """Draw answers, check them, and score them with the reward model and the gold reward.
 
-        Every model gets the same seeds, so that equal models give equal answers.
+        each: samples per prompt. Every model gets the same seeds, so that equal models give equal answers.
         """
         report = self.progress.part(title)
         samples = self.pool.generate(self.prompts, each, sampling, self.seed, 0, report)
@@ -162,7 +165,10 @@ class _Bench:
 def _prepared(
     models: Mapping[str, str], settings: EvaluationSettings, reward: str | None, reference: str | None, seed: int
 ) -> tuple[Any, "Split[Prompt]", int]:
-    """Tokenizer, prompts and the longest sequence, in tokens. Bad input ends here, before a process is started."""
+    """Return the tokenizer, the prompts and the longest sequence in tokens.
+
+    Raises UserError for bad input, before a process is started.
+    """
     from quadriga.data.loading.datasets import load_prompts
     from quadriga.data.tokens.tokenizer import load_tokenizer
 
@@ -171,10 +177,10 @@ def _prepared(
     first, *others = models.values()
     for other in others:
         check_same_shape(first, other)
-    for helper in (reward, reference):
-        if helper is not None:
-            read_config(helper)
-            check_same_tokens(first, helper)
+    for scorer in (reward, reference):
+        if scorer is not None:
+            read_config(scorer)
+            check_same_tokens(first, scorer)
     if reward is not None:
         check_reward_head(reward)
     longest = settings.prompts.max_tokens + settings.sampling.max_tokens
@@ -184,31 +190,31 @@ def _prepared(
 
 
 def check_same_shape(one: str, other: str) -> None:
-    """Raises UserError unless an engine started on one folder can take the weights and prompts of the other."""
+    """Raise UserError unless an engine started with one folder can take the weights and prompts of the other."""
     a, b = read_config(one), read_config(other)
     differing = sorted(key for key in (a.keys() | b.keys()) - NOT_SHAPE if a.get(key) != b.get(key))
     if differing:
-        what = ", ".join(f"{key} is {a.get(key)} and {b.get(key)}" for key in differing[:3])
+        listed = ", ".join(f"{key} is {a.get(key)} and {b.get(key)}" for key in differing[:3])
         raise UserError(
-            f"{one} and {other} are models of different shapes ({what}), and are measured in one engine. Evaluate each "
-            "on its own."
+            f"{one} and {other} are models of different shapes ({listed}), but one engine serves both. Evaluate "
+            "each separately."
         )
     check_same_tokens(one, other)
 
 
 def check_same_tokens(one: str, other: str) -> None:
-    """Raises UserError unless a token id means the same to both: answers travel as ids."""
+    """Raise UserError unless both folders have the same vocabulary: answers are passed on as token ids."""
     from quadriga.data.tokens.tokenizer import load_tokenizer
 
     if load_tokenizer(one).get_vocab() != load_tokenizer(other).get_vocab():
         raise UserError(
-            f"{one} and {other} have different tokenizers, so neither can measure the other. Evaluate each on its own, "
-            "with a reward model of its own family."
+            f"{one} and {other} have different tokenizers, so neither can score the other. Evaluate each "
+            "separately, with a reward model of the same family."
         )
 
 
 def _load(pool: RolloutPool, folder: str, version: int, cluster: ClusterSettings) -> None:
-    """Swap the weights of every engine."""
+    """Load the weights of a folder into every engine."""
 
     def send(workers: dict[str, Any]) -> dict[str, Lost]:
         refs = {name: w.load_folder.remote(folder, version, cluster.bucket_bytes) for name, w in workers.items()}

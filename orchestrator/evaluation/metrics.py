@@ -1,4 +1,4 @@
-"""What is measured of a model's answers: gold's means, the reward model's, KL, and one model against another."""
+"""Metrics of a model's answers: means of gold and reward scores, KL, and win rates between models."""
 
 import math
 import random
@@ -12,14 +12,14 @@ from quadriga.data.records import Sample
 from quadriga.orchestrator.evaluation.statistics import Interval, win_rate
 
 ROUNDING = 1e-9
-"""Gold scores closer than this are equal: they differ in the order of an addition only."""
+"""Gold scores closer than this are equal: they differ by rounding only."""
 PARTS = ("score", "truthful", "harmless", "helpful", "refused")
-"""Gold's verdict on an answer; a function that returns a number has nothing but `score`."""
+"""Parts of a gold score; a function that returns a number gives only `score`."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer and what it got. gold: named parts, `score` among them; None where scoring failed."""
+    """One answer with its scores. gold: named parts, `score` among them; None if scoring failed."""
 
     prompt: str
     index: int
@@ -33,10 +33,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Measures:
-    """Means over the answers that have the number; None where none has.
+    """Means over the answers that have the value; None if none has.
 
-    score, truthful, harmless, helpful, refused: gold's. by_kind: kind of prompt -> the same means, and `n`, its number
-    of answers. ended: share that ended by itself. errors: answers that gold failed on, which no mean of gold includes.
+    score, truthful, harmless, helpful, refused: parts of the gold score. by_kind: kind of prompt -> the same means, and
+    `n`, the number of its scored answers. ended: share of the answers that ended before the limit of tokens. errors:
+    number of answers whose gold scoring failed, which the means of gold scores leave out.
     """
 
     score: float | None
@@ -57,11 +58,12 @@ class Measures:
 
 @dataclass(frozen=True)
 class Evaluation(Measures):
-    """One model at the sampling temperature.
+    """Measures of one model at the sampling temperature.
 
-    kl: mean over answers of sum(log p(model) - log p(reference)) over their tokens, in nats. greedy: the same prompts
-    at temperature 0; None where that is the sampling temperature. best: of several samples a prompt, the one that the
-    reward model likes best. seconds: time that all of it took.
+    kl: mean over answers of sum(log p(model) - log p(reference)) over their tokens, in nats. greedy: measures of the
+    same prompts at temperature 0; None if that is the sampling temperature. best: measures of the sample with the
+    highest reward per prompt; None with one sample per prompt or without a reward model. seconds: duration of
+    the evaluation.
     """
 
     kl: float | None = None
@@ -76,7 +78,7 @@ class Evaluation(Measures):
 
 
 def measure(answers: Sequence[Answer]) -> Measures:
-    """Means over answers."""
+    """Return the means over answers."""
     scored = [answer.gold for answer in answers if answer.gold is not None]
     kinds = sorted({answer.kind for answer in answers if answer.kind is not None})
     of_kind = {kind: [a.gold for a in answers if a.kind == kind and a.gold is not None] for kind in kinds}
@@ -91,7 +93,7 @@ def measure(answers: Sequence[Answer]) -> Measures:
 
 
 def best_of(answers: Iterable[Answer]) -> list[Answer]:
-    """Of each prompt's answers the one with the highest reward, the first of equals; prompts keep their order."""
+    """Return the answer with the highest reward per prompt, the first of equals; prompts keep their order."""
     best: dict[str, tuple[float, Answer]] = {}
     for answer in answers:
         if answer.reward is not None and (answer.prompt not in best or answer.reward > best[answer.prompt][0]):
@@ -100,11 +102,11 @@ def best_of(answers: Iterable[Answer]) -> list[Answer]:
 
 
 def mean_kl(samples: Sequence[Sample], reference: Sequence[Any]) -> float:
-    """Estimate of KL(policy || reference) from the policy's own samples: mean of sum(log p - log p_ref), in nats.
+    """Estimate KL(policy || reference) in nats from the policy's own samples: the mean of sum(log p - log p_ref).
 
-    reference: one array a sample, [prompt + response] reference log-probs aligned with the tokens. Tokens that the
-    policy did not choose do not count. The policy's are those of its sampling distribution: with top_p or top_k that is
-    the truncated one.
+    reference: one array per sample, [prompt + response] reference log-probs aligned with the tokens. Tokens outside the
+    action mask do not count. The policy's log-probs are those of its sampling distribution, which top_p and top_k
+    truncate.
     """
     sums = []
     for sample, aligned in zip(samples, reference, strict=True):
@@ -115,10 +117,10 @@ def mean_kl(samples: Sequence[Sample], reference: Sequence[Any]) -> float:
 
 
 def compare(ours: Measures, theirs: Measures) -> Interval | None:
-    """Win rate by gold over the prompts on which both have all of their answers scored, ties counting half.
+    """Return the win rate by gold score over the prompts whose answers are all scored; a tie counts half.
 
-    Answer i meets answer i; the answers of a prompt are averaged, so that n counts prompts. None without such a prompt.
-    Raises ValueError when the two do not have the same prompts and numbers of answers.
+    Answer i is compared with answer i, and the outcomes of a prompt are averaged, so that n counts prompts. None if no
+    prompt is fully scored. Raises ValueError unless both have the same prompts and numbers of answers.
     """
     a, b = _scores(ours.answers), _scores(theirs.answers)
     if {id_: len(scores) for id_, scores in a.items()} != {id_: len(scores) for id_, scores in b.items()}:
@@ -128,7 +130,7 @@ def compare(ours: Measures, theirs: Measures) -> Interval | None:
 
 
 def choose_prompts(kinds: Sequence[str | None], count: int, seed: int) -> list[int]:
-    """Indices of `count` prompts to show: one of each kind, then any, drawn without repetition."""
+    """Return the indices of `count` prompts to show: one of each kind, then any, drawn without repetition."""
     draw = random.Random(seed)
     chosen: list[int] = []
     for kind in sorted({kind for kind in kinds if kind is not None})[:count]:
@@ -138,7 +140,7 @@ def choose_prompts(kinds: Sequence[str | None], count: int, seed: int) -> list[i
 
 
 def _scores(answers: Sequence[Answer]) -> dict[str, list[float]]:
-    """Gold scores by prompt, nan where scoring failed."""
+    """Return prompt id -> gold scores of its answers, nan if scoring failed."""
     scores: dict[str, list[float]] = {}
     for answer in answers:
         scores.setdefault(answer.prompt, []).append(answer.gold["score"] if answer.gold else math.nan)

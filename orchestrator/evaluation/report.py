@@ -1,4 +1,4 @@
-"""Models measured against each other: `quadriga eval`, and the page that a pipeline ends with."""
+"""Evaluation reports: `quadriga eval`, and the summary at the end of a pipeline."""
 
 import hashlib
 import json
@@ -29,9 +29,10 @@ ASSISTANT = EvaluationSettings(
     sampling=SamplingSettings(max_tokens=32),
     rows=320,
 )
-"""How a model from outside a pipeline is measured: on the built-in assistant's held-out prompts, by its gold reward."""
+"""Settings for a model outside a pipeline: the built-in assistant's held-out prompts and gold reward."""
 
 SHOWN_PROMPTS = 6
+"""Prompts whose answers the summary shows."""
 
 
 def evaluate_run(
@@ -45,13 +46,14 @@ def evaluate_run(
     seed: int = 0,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """`quadriga eval`: measure a run, checkpoint or model, alone or against another; print tables, return the numbers.
+    """Run `quadriga eval`: measure a run, checkpoint or model, alone or against another; print tables.
 
-    Prompts, gold and sampling are those of the run's pipeline, else the built-in assistant's. reward: the reward model
-    to score with; None takes the one that the run was trained with, where there is one.
+    Prompts, gold reward and sampling are those of the run's pipeline, else the built-in assistant's. reward: the reward
+    model to score with; None takes the one that the run was trained with, if there is one.
 
     Returns {"models": {name: numbers}, "win_rate", "win_rate_greedy": {"mean", "low", "high", "n"} of target over
-    against (None without one), "rows", "temperature"}. Raises UserError for bad names and models that do not compare.
+    against (None without one), "rows", "temperature"}. Raises UserError for unknown names and for models that cannot be
+    compared.
     """
     console = console or make_console()
     targets = [find_model(name) for name in dict.fromkeys([target, against or target])]
@@ -89,14 +91,14 @@ def evaluate_run(
 
 
 def _logs(target: ResolvedModel) -> Path:
-    """A folder in the run's own logs, or elsewhere where there is no run that can be written to."""
+    """Return a folder for logs: in the run, else a temporary one if there is no run or it is read-only."""
     if target.run is not None and os.access(target.run.path, os.W_OK):
         return target.run.logs_dir / "evaluation"
     return Path(tempfile.mkdtemp(prefix="quadriga-eval-"))
 
 
 def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
-    """One row a model and way of drawing answers."""
+    """Return a table with one row per model and way of drawing answers."""
     table = Table(title="Gold beside proxy", title_justify="left")
     table.add_column("model", overflow="fold")
     table.add_column("answers")
@@ -114,7 +116,7 @@ def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
 
 
 def kinds_table(results: Mapping[str, Evaluation]) -> Table:
-    """Gold by kind of prompt, with the share of refusals."""
+    """Return a table of gold scores by kind of prompt, with the share of refusals."""
     table = Table(title="Gold (refused) by kind of prompt", title_justify="left")
     table.add_column("kind")
     for name in results:
@@ -134,11 +136,11 @@ def summary(
     seed: int,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """The end of a pipeline: measure its policies, write summary.json, and print the tables and where to look next.
+    """Measure a pipeline's policies, write summary.json, print tables and next steps; return the summary.
 
-    stages: (name, policy folder, seconds of training) in order; names differ. The last one is compared with the stage
-    called `sft` (without one, the one before it), from which KL is measured too. What was measured before is not
-    measured again. Raises as `evaluate_models`.
+    stages: (name, policy folder, seconds of training) in order, with distinct names. The last one is compared with the
+    stage `sft` (without one, with the one before it), from which KL is measured too. An existing summary of the same
+    inputs is printed without measuring again. Raises as `evaluate_models`.
     """
     console = console or make_console()
     file, inputs = run_dir.path / "summary.json", _inputs(stages, reward, settings, seed)
@@ -163,18 +165,18 @@ def summary(
 
 
 def base_and_last(names: Sequence[str]) -> tuple[str, str]:
-    """Which stage is measured against which: the last against `sft`, or against the one before it."""
+    """Return (base, last): the last stage, and the one it is compared with, `sft` or else the one before it."""
     return ("sft" if "sft" in names else names[max(0, len(names) - 2)]), names[-1]
 
 
 def summary_of(
     results: Mapping[str, Evaluation], seconds: Mapping[str, float], base: str, last: str, seed: int
 ) -> dict[str, Any]:
-    """The content of summary.json.
+    """Return the content of summary.json.
 
     {"stages": [{"stage", "truthful", "harmless", "helpful", "reward_score", "kl", "seconds"}], "win_rate" and
-    "win_rate_greedy": {"mean", "low", "high", "n"} of last over base (None where they are one), "base", "measures":
-    {stage: gold and refusals, sampled and greedy, by kind}, "answers": [{"kind", "prompt", "answers": {stage: text}}]}
+    "win_rate_greedy": {"mean", "low", "high", "n"} of last over base (None if they are the same), "base", "measures":
+    {stage: `Evaluation.as_dict`}, "answers": [{"kind", "prompt", "answers": {stage: text}}]}
     """
     rates = _win_rates(results, last, base) if last != base else (None, None)
     ours = results[last].answers
@@ -210,7 +212,7 @@ def summary_of(
 def _show(
     result: Mapping[str, Any], run_dir: RunDir, stages: Sequence[tuple[str, str, float]], console: Console
 ) -> None:
-    """Tables, the win rate, and where to look next."""
+    """Print the tables, the win rates, and next steps."""
     names = [stage["stage"] for stage in result["stages"]]
     base, last = result["base"], names[-1]
     console.print(stages_table(result["stages"]))
@@ -224,7 +226,7 @@ def _show(
     folders = {name: Path(folder) for name, folder, _ in stages}
     again = f" --against {_short(folders[base].parent.parent)}" if base != last else ""
     console.print(Text("Where to look next:", style="bold"))
-    for what, where in (
+    for title, pointer in (
         ("talk to it", f"quadriga chat {_short(run_dir.path)}"),
         ("measure it again", f"quadriga eval {_short(run_dir.path)}{again}"),
         ("the model", _short(folders[last])),
@@ -232,35 +234,36 @@ def _show(
         ("its answers while it learned", _short(folders[last].parent.parent / "samples")),
         ("this page as numbers", _short(run_dir.path / "summary.json")),
     ):
-        console.print(Text(f"  {what}: {where}"), soft_wrap=True)
+        console.print(Text(f"  {title}: {pointer}"), soft_wrap=True)
 
 
 def _short(path: Path) -> str:
-    """As one types it here."""
+    """Return a path relative to the working directory if it is below it, else unchanged."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _verdict(ours: str, theirs: str, how: str, rate: Interval) -> Text:
+    """Return the sentence about a win rate."""
     return Text(f"{ours} wins against {theirs} {how}: {rate} (95 %, by gold, ties count half)")
 
 
 def _inputs(
     stages: Sequence[tuple[str, str, float]], reward: str | None, settings: EvaluationSettings, seed: int
 ) -> str:
-    """A fingerprint of all that the numbers depend on. A model is known by its path and when it was written."""
+    """Return a hash of everything that the numbers depend on; a model counts by its path and time of writing."""
     written = {folder: (Path(folder) / "config.json").stat().st_mtime_ns for _, folder, _ in stages}
     parts = [list(stages), written, reward, settings.model_dump(mode="json"), seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _with_rows(prompts: EvaluationPrompts, rows: int) -> EvaluationPrompts:
-    """Let the built-in tables, which are generated, have as many rows as are asked for."""
+    """Return the prompts with enough rows in the built-in tables, which are generated on demand."""
     grown = [s.model_copy(update={"rows": max(rows, s.rows or 0)}) if s.builtin else s for s in prompts.rows]
     return prompts.model_copy(update={"rows": grown})
 
 
 def _win_rates(results: Mapping[str, Evaluation], ours: str, theirs: str) -> tuple[Interval | None, Interval | None]:
-    """At the sampling temperature, and greedy."""
+    """Return the win rates at the sampling temperature and with greedy decoding."""
     a, b = results[ours], results[theirs]
     return compare(a, b), compare(a.greedy, b.greedy) if a.greedy and b.greedy else None
 

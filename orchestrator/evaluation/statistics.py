@@ -1,4 +1,4 @@
-"""How sure a measured number is: intervals, a sign test, calibration. All in float64."""
+"""Statistics of evaluation results: confidence intervals, a sign test, calibration. All in float64."""
 
 import math
 from dataclasses import dataclass
@@ -22,11 +22,12 @@ class Interval:
 
 
 def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Interval:
-    """Interval of a proportion (Wilson 1927: the values of p that a score test does not reject).
+    """Return the confidence interval of a proportion (Wilson 1927: the values of p that a score test does not reject).
 
     successes: 0..n, fractions allowed. With outcomes between 0 and 1 instead of 0 or 1 (a tie counts half, a prompt
     counts its mean over several samples) the interval stays valid and errs on the wide side, because the variance of
-    such an outcome is at most p (1 - p). It never has zero width, even at 0 or n. No items: (nan, 0, 1).
+    such an outcome is at most p (1 - p). It never has zero width, even at 0 or n. Without items it is (nan, 0, 1).
+    Raises ValueError unless successes is in 0..n.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n}")
@@ -36,16 +37,16 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> Inter
     z2 = NormalDist().inv_cdf(0.5 + confidence / 2) ** 2
     centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (mean * (1 - mean) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    # Rounding must not push the mean out at 0 and 1, where it is a bound itself.
+    # At 0 and 1 the mean is itself a bound; rounding must not push it out.
     return Interval(mean, max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)), n)
 
 
 def win_rate(ours: ArrayLike, theirs: ArrayLike, margin: float = 0.0, confidence: float = 0.95) -> Interval:
-    """How often ours scores above theirs on the same prompt; a difference of at most `margin` is a tie and counts half.
+    """Return how often ours scores above theirs on the same prompt; a difference up to `margin` counts half, as a tie.
 
     ours, theirs: [N] or [N, S] scores; row i of both belongs to prompt i. The S samples of a prompt are averaged first,
-    so that n is the number of prompts: samples of one prompt are not independent. Raises ValueError on other shapes and
-    on scores that are not finite.
+    so that n is the number of prompts: samples of one prompt are not independent. Raises ValueError for other shapes
+    and for scores that are not finite.
     """
     a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if a.shape != b.shape or a.ndim not in (1, 2):
@@ -58,21 +59,11 @@ def win_rate(ours: ArrayLike, theirs: ArrayLike, margin: float = 0.0, confidence
     return wilson_interval(math.fsum(per_prompt), len(per_prompt), confidence)
 
 
-def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
-    """Mean of [N] independent numbers with its normal interval, mean +- z s / sqrt(N); meant for N of 30 and more.
-
-    One value has an infinite interval; none has (nan, -inf, inf).
-    """
-    x = np.asarray(values, np.float64)
-    if len(x) < 2:
-        return Interval(float(x[0]) if len(x) else math.nan, -math.inf, math.inf, len(x))
-    half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(x.std(ddof=1)) / math.sqrt(len(x))
-    mean = float(x.mean())
-    return Interval(mean, mean - half, mean + half, len(x))
-
-
 def binomial_p_value(successes: int, n: int, p: float = 0.5) -> float:
-    """P(X >= successes) for X ~ Binomial(n, p): the exact one-sided p-value. As a sign test, leave ties out of n."""
+    """Return the exact one-sided p-value P(X >= successes) for X ~ Binomial(n, p).
+
+    For a sign test, leave ties out of n. Raises ValueError unless successes is in 0..n and p in (0, 1).
+    """
     if not (0 <= successes <= n and 0 < p < 1):
         raise ValueError(f"{successes} successes in {n} with p = {p}")
     log_p, log_q, whole = math.log(p), math.log1p(-p), math.lgamma(n + 1)
@@ -85,17 +76,17 @@ def binomial_p_value(successes: int, n: int, p: float = 0.5) -> float:
 
 @dataclass(frozen=True)
 class PairAccuracy:
-    """How a reward model ranks held-out pairs."""
+    """Accuracy and calibration error of a reward model on held-out pairs."""
 
     accuracy: Interval
     calibration_error: float
 
 
 def pair_accuracy(margins: ArrayLike, bins: int = 10) -> PairAccuracy:
-    """Accuracy and calibration of [N] margins: score of the better answer minus score of the worse one.
+    """Return accuracy and calibration of [N] margins: score of the better answer minus score of the worse one.
 
     A margin of 0 counts half. The model's confidence in its own choice is sigmoid(|margin|) (Bradley and Terry 1952).
-    Pairs of one prompt are not independent: the interval is then too narrow, and `win_rate` on [N, S] is the right one.
+    Pairs of one prompt are not independent, which makes the interval too narrow; use `win_rate` on [N, S] for them.
     """
     x = np.asarray(margins, np.float64)
     correct = np.where(x == 0, 0.5, (x > 0).astype(np.float64))
@@ -106,10 +97,10 @@ def pair_accuracy(margins: ArrayLike, bins: int = 10) -> PairAccuracy:
 
 
 def expected_calibration_error(confidences: ArrayLike, correct: ArrayLike, bins: int = 10) -> float:
-    """Mean over items of |accuracy - confidence| of their bin (Guo et al. 2017, equation 3); bins of equal width.
+    """Return the mean over items of |accuracy - confidence| of their bin (Guo et al. 2017, equation 3).
 
-    confidences: [N] in 0..1; correct: [N] outcomes in 0..1. A bin is (low, high]; 0 belongs to the first one. No items:
-    nan.
+    confidences: [N] in 0..1; correct: [N] outcomes in 0..1. bins: their number, of equal width; a bin is (low, high],
+    and 0 belongs to the first one. Without items it is nan. Raises ValueError for other shapes or values.
     """
     p, y = np.asarray(confidences, np.float64), np.asarray(correct, np.float64)
     if p.shape != y.shape or p.ndim != 1:

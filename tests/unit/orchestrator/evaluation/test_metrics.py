@@ -47,9 +47,11 @@ def test_means_leave_failed_answers_out() -> None:
     assert "answers" not in measures.as_dict()
 
 
-def test_nothing_judged_is_no_zero() -> None:
+def test_means_without_scores_are_none() -> None:
     measures = measure([answer("a", None)])
-    assert measures.score is None and measures.errors == 1 and measures.by_kind == {}
+    assert measures.score is None
+    assert measures.errors == 1
+    assert measures.by_kind == {}
 
 
 def test_best_of_takes_the_highest_reward_of_each_prompt() -> None:
@@ -69,7 +71,7 @@ def sample(prompt_ids: list[int], logprobs: list[float], mask: list[int]) -> Sam
     return Sample(Prompt("p", [], prompt_ids), 0, [7] * n, logprobs, mask, [0] * n, "stop", "text")
 
 
-def test_kl_is_the_mean_over_answers_of_the_sum_over_their_own_tokens() -> None:
+def test_kl_is_the_mean_over_answers_of_sums_over_tokens() -> None:
     samples = [sample([1, 2, 3], [-1.0, -0.5], [1, 1]), sample([1], [-2.0, -3.0, -0.25], [1, 0, 1])]
     reference = [np.array([0, -9, -9, -1.5, -1.0], np.float32), np.array([0, -2.5, -99, -1.25], np.float32)]
     assert mean_kl(samples, reference) == pytest.approx(((0.5 + 0.5) + (0.5 + 1.0)) / 2)
@@ -84,17 +86,19 @@ def test_win_rate_counts_prompts_and_halves_ties() -> None:
     assert rate is not None
     assert (rate.mean, rate.n) == (pytest.approx((1 + 0 + 0.5 + 0.5) / 4), 4)  # c is equal but for rounding
     back = compare(theirs, ours)
-    assert back is not None and back.mean == pytest.approx(1 - rate.mean)
+    assert back is not None
+    assert back.mean == pytest.approx(1 - rate.mean)
 
 
 def test_several_samples_of_a_prompt_are_one_item() -> None:
     ours = measure([answer("a", 0.5, index=0), answer("a", 0.5, index=1), answer("b", 1.0), answer("b", 1.0, index=1)])
     theirs = measure([answer("a", 0.6, index=0), answer("a", 0.4, index=1), answer("b", 0), answer("b", 1.0, index=1)])
     rate = compare(ours, theirs)
-    assert rate is not None and (rate.mean, rate.n) == (pytest.approx((0.5 + 0.75) / 2), 2)
+    assert rate is not None
+    assert (rate.mean, rate.n) == (pytest.approx((0.5 + 0.75) / 2), 2)
 
 
-def test_other_prompts_cannot_be_compared() -> None:
+def test_answers_to_different_prompts_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match="different prompts"):
         compare(measure([answer("a", 1.0)]), measure([answer("b", 1.0)]))
     assert compare(measure([answer("a", None)]), measure([answer("a", 1.0)])) is None
@@ -102,7 +106,7 @@ def test_other_prompts_cannot_be_compared() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(["facts", "howto", "harmful", "lookalike", None]), max_size=30), st.integers(0, 9))
-def test_prompts_to_show_are_one_of_each_kind_and_then_any(kinds: list[str | None], seed: int) -> None:
+def test_shown_prompts_are_one_of_each_kind_then_any(kinds: list[str | None], seed: int) -> None:
     chosen = choose_prompts(kinds, 6, seed)
     assert chosen == choose_prompts(kinds, 6, seed)
     assert len(chosen) == len(set(chosen)) == min(6, len(kinds))
@@ -110,7 +114,7 @@ def test_prompts_to_show_are_one_of_each_kind_and_then_any(kinds: list[str | Non
     assert [kinds[index] for index in chosen[: len(known)]] == known
 
 
-def test_which_prompts_are_shown_depends_on_the_seed() -> None:
+def test_shown_prompts_depend_on_the_seed() -> None:
     kinds = ["facts", "howto", "harmful", "lookalike"] * 50
     assert len({tuple(choose_prompts(kinds, 6, seed)) for seed in range(5)}) == 5
 
@@ -119,5 +123,6 @@ def test_an_evaluation_as_a_dict_holds_its_parts() -> None:
     plain = measure([answer("a", 0.5, reward=math.e)])
     fields = {name: getattr(plain, name) for name in type(plain).__dataclass_fields__}
     whole = Evaluation(**fields, kl=1.5, seconds=2.0, greedy=plain).as_dict()
-    assert whole["score"] == 0.5 and whole["kl"] == 1.5 and whole["seconds"] == 2.0
-    assert whole["greedy"]["reward_score"] == math.e and whole["best"] is None
+    assert (whole["score"], whole["kl"], whole["seconds"]) == (0.5, 1.5, 2.0)
+    assert whole["greedy"]["reward_score"] == math.e
+    assert whole["best"] is None

@@ -1,4 +1,4 @@
-"""The page that a pipeline ends with and `quadriga eval`, with made-up measurements instead of engines."""
+"""The summary of a pipeline and `quadriga eval`, with made-up measurements instead of engines."""
 
 import io
 import json
@@ -26,7 +26,7 @@ SETTINGS = EvaluationSettings(
     gold_reward=RewardFunctionSettings(type="function", function="a:b"),
 )
 SCORES = {"pretrain": 0.1, "sft": 0.5, "ppo": 0.75}
-"""What gold makes of a model's answers: stage -> score of every answer."""
+"""Stage -> gold score of each of its answers."""
 
 
 def made(name: str, score: float) -> Evaluation:
@@ -50,7 +50,7 @@ def made(name: str, score: float) -> Evaluation:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What the bench was asked for."""
+    """The arguments of every call of `evaluate_models`, which is replaced."""
     seen: list[dict[str, Any]] = []
 
     def evaluate_models(models: Mapping[str, str], settings: Any, cluster: Any, logs: Any, **more: Any) -> Any:
@@ -101,14 +101,16 @@ def test_summary_has_the_promised_shape(
         for number, name in enumerate(SCORES)
     ]
     assert set(written["win_rate"]) == {"mean", "low", "high", "n"}
-    assert written["win_rate"]["mean"] == 1.0 and written["win_rate"]["n"] == 40
+    assert written["win_rate"]["mean"] == 1.0
+    assert written["win_rate"]["n"] == 40
     # Wilson (1927) at 40 of 40: the lower bound is n / (n + z^2).
     assert written["win_rate"]["low"] == pytest.approx(40 / (40 + 1.959964**2), abs=1e-5)
     assert written["measures"]["ppo"]["greedy"]["by_kind"]["harmful"]["score"] == 0.75
     assert result["stages"] == written["stages"]
-    assert calls[0]["reward"] == "the/reward" and calls[0]["reference"] == done[1][1] and calls[0]["seed"] == 5
+    assert (calls[0]["reward"], calls[0]["reference"], calls[0]["seed"]) == ("the/reward", done[1][1], 5)
     kinds = [row["kind"] for row in written["answers"]]
-    assert len(kinds) == 6 and kinds[:4] == sorted(KINDS)
+    assert len(kinds) == 6
+    assert kinds[:4] == sorted(KINDS)
     for row in written["answers"]:
         number = row["prompt"].removeprefix("What is ").removesuffix("?")
         assert row["answers"] == {"sft": f"sft says {number}", "ppo": f"ppo says {number}"}
@@ -121,27 +123,29 @@ def test_summary_has_the_promised_shape(
     assert "runs/assistant/summary.json" in shown
 
 
-def test_what_was_measured_is_shown_again_and_not_measured_again(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
+def test_an_existing_summary_is_not_measured_again(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
     run, first, second = RunDir.create(tmp_path / "assistant"), screen(), screen()
     done = stages(run.path)
     before = summary(run, done, None, SETTINGS, ClusterSettings(), 5, first)
     assert summary(run, done, None, SETTINGS, ClusterSettings(train_tokens=99), 5, second).items() >= before.items()
-    assert len(calls) == 1 and text(first) == text(second)
+    assert len(calls) == 1
+    assert text(first) == text(second)
     summary(run, done, None, SETTINGS.model_copy(update={"rows": 9}), ClusterSettings(), 5, screen())
-    assert len(calls) == 2  # other settings are other numbers
+    assert len(calls) == 2  # other settings give other numbers
     (Path(done[2][1]) / "config.json").write_text('{"model_type": "gpt2"}')
     summary(run, done, None, SETTINGS.model_copy(update={"rows": 9}), ClusterSettings(), 5, screen())
-    assert len(calls) == 3  # and so is another model
+    assert len(calls) == 3  # and so does another model
 
 
-def test_a_single_policy_wins_against_nobody(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
+def test_a_single_policy_has_no_win_rate(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
     run, console = RunDir.create(tmp_path / "assistant"), screen()
     result = summary(run, stages(run.path)[:1], None, SETTINGS, ClusterSettings(), 5, console)
-    assert result["win_rate"] is None and "wins against" not in text(console)
+    assert result["win_rate"] is None
+    assert "wins against" not in text(console)
     assert list(result["answers"][0]["answers"]) == ["pretrain"]
 
 
-def test_which_stages_meet() -> None:
+def test_the_last_stage_is_compared_with_sft_or_its_predecessor() -> None:
     assert base_and_last(["pretrain", "sft", "ppo-1", "ppo-2"]) == ("sft", "ppo-2")
     assert base_and_last(["base", "tuned", "ppo"]) == ("tuned", "ppo")
     assert base_and_last(["ppo"]) == ("ppo", "ppo")
@@ -155,12 +159,14 @@ def test_eval_prints_tables_and_returns_the_numbers(
     ppo, sft, console = "round-1/ppo", "round-0/sft", screen()
     result = evaluate_run(ppo, sft, rows=500, temperature=0.5, console=console)
     assert list(result["models"]) == [ppo, sft]
-    assert result["models"][ppo]["score"] == 0.75 and result["models"][sft]["by_kind"]["facts"]["n"] == 10
+    assert result["models"][ppo]["score"] == 0.75
+    assert result["models"][sft]["by_kind"]["facts"]["n"] == 10
     assert result["win_rate"]["mean"] == result["win_rate_greedy"]["mean"] == 1.0
     assert (result["rows"], result["temperature"]) == (40, 0.5)
     json.dumps(result)
     asked = calls[0]["settings"]
-    assert asked.sampling.temperature == 0.5 and asked.rows == asked.prompts.rows[0].rows == 500
+    assert asked.sampling.temperature == 0.5
+    assert asked.rows == asked.prompts.rows[0].rows == 500
     assert asked.gold_reward.function == "quadriga.data.assistant.gold:gold"
     assert calls[0]["models"] == {name: str(tmp_path / name / "export/policy") for name in (ppo, sft)}
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text(console).splitlines() if "│" in line]
@@ -173,7 +179,8 @@ def test_eval_of_one_model_has_no_win_rate(tmp_path: Path, calls: list[dict[str,
     stages(tmp_path)
     for against in (None, str(tmp_path / "round-0/sft")):
         result = evaluate_run(str(tmp_path / "round-0/sft"), against, console=screen())
-        assert result["win_rate"] is None and len(result["models"]) == 1
+        assert result["win_rate"] is None
+        assert len(result["models"]) == 1
 
 
 def test_models_of_different_shapes_do_not_share_an_engine(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quadriga.orchestrator.evaluation.statistics import (
+    Interval,
     binomial_p_value,
     expected_calibration_error,
-    mean_interval,
     pair_accuracy,
     wilson_interval,
     win_rate,
@@ -21,7 +21,7 @@ from quadriga.orchestrator.evaluation.statistics import (
 Z = 1.959963984540054  # the 0.975 quantile of the normal distribution
 
 
-def test_wilson_bounds_are_where_the_score_test_is_just_not_rejected() -> None:
+def test_wilson_bounds_are_the_limits_of_the_score_test() -> None:
     for successes, n in ((7, 10), (150.5, 301), (1, 40), (33, 40)):
         interval = wilson_interval(successes, n)
         for bound in (interval.low, interval.high):
@@ -34,7 +34,8 @@ def test_wilson_at_the_edges_has_a_closed_form() -> None:
     assert (none.low, none.high) == pytest.approx((0, Z**2 / (20 + Z**2)), abs=1e-15)
     assert (all_of_them.low, all_of_them.high) == pytest.approx((20 / (20 + Z**2), 1), abs=1e-15)
     empty = wilson_interval(0, 0)
-    assert math.isnan(empty.mean) and (empty.low, empty.high, empty.n) == (0, 1, 0)
+    assert math.isnan(empty.mean)
+    assert (empty.low, empty.high, empty.n) == (0, 1, 0)
     with pytest.raises(ValueError, match="11 successes in 10"):
         wilson_interval(11, 10)
 
@@ -43,7 +44,8 @@ def test_wilson_at_the_edges_has_a_closed_form() -> None:
 def test_wilson_mirrors_and_holds_its_mean(halves: tuple[int, int]) -> None:
     successes, n = halves[0] / 2, halves[1]
     one, other = wilson_interval(successes, n), wilson_interval(n - successes, n)
-    assert 0 <= one.low <= one.mean <= one.high <= 1 and one.low < one.high
+    assert 0 <= one.low <= one.mean <= one.high <= 1
+    assert one.low < one.high
     assert (one.low, one.high) == pytest.approx((1 - other.high, 1 - other.low), abs=1e-12)
 
 
@@ -60,7 +62,7 @@ def test_win_rate_counts_ties_half_and_prompts_once() -> None:
         win_rate([1, math.nan], [1, 2])
 
 
-def test_win_rate_interval_covers_the_truth_with_ties_and_correlated_samples() -> None:
+def test_win_rate_covers_the_truth_with_ties_and_correlation() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(400):
@@ -76,12 +78,8 @@ _x = NormalDist(0.3, math.sqrt(1.25))
 TRUTH = (1 - _x.cdf(0.5)) + (_x.cdf(0.5) - _x.cdf(-0.5)) / 2
 
 
-def test_mean_interval_is_the_textbook_one() -> None:
-    interval = mean_interval([1, 2, 3, 4])
-    half = Z * math.sqrt(5 / 3) / 2
-    assert (interval.mean, interval.low, interval.high) == pytest.approx((2.5, 2.5 - half, 2.5 + half), rel=1e-12)
-    assert mean_interval([7]).high == math.inf and math.isnan(mean_interval([]).mean)
-    assert str(mean_interval([0.5, 0.5])) == "0.500 [0.500, 0.500], n = 2"
+def test_an_interval_is_printed_with_its_bounds_and_count() -> None:
+    assert str(Interval(0.5, 0.25, 0.75, 2)) == "0.500 [0.250, 0.750], n = 2"
 
 
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.integers(1, 9))
@@ -111,7 +109,7 @@ def test_calibration_error_by_hand() -> None:
         expected_calibration_error([1.2], [1])
 
 
-def test_pair_accuracy_of_a_calibrated_and_an_overconfident_model() -> None:
+def test_pair_accuracy_tells_overconfident_from_calibrated() -> None:
     rng = np.random.default_rng(1)
     margin = rng.normal(0, 2, 40000)
     truth = np.where(rng.random(40000) < 1 / (1 + np.exp(-np.abs(margin))), np.abs(margin), -np.abs(margin))
