@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from quadriga.data.errors import UserError
-from quadriga.data.loading import rows
+from quadriga.data.loading import ranking_formats, rows
 from quadriga.data.loading.readers import BadRow, Row, read_source
 from quadriga.data.records import Prompt, RankedTokens, Ranking, Tokens
 from quadriga.data.settings import DataSettings, Source
@@ -52,7 +52,7 @@ def document_texts(settings: DataSettings, seed: int) -> list[str]:
 
     Raises UserError as the loaders do.
     """
-    loader = _Loader(settings, seed, rows.document, lambda chats: [[chat.text] for chat in chats])
+    loader = _Loader(settings, seed, _one(rows.document), lambda chats: [[chat.text] for chat in chats])
     return [text for text in loader.load().train if text is not None]
 
 
@@ -63,7 +63,9 @@ def load_documents(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, s
     Raises UserError for missing files, bad rows (unless they are skipped) and data sets without a usable row.
     """
     encoder = _encoder(settings, tokenizer)
-    return _Loader(settings, seed, rows.document, lambda chats: _texts(encoder, chats, settings.max_tokens)).load()
+    return _Loader(
+        settings, seed, _one(rows.document), lambda chats: _texts(encoder, chats, settings.max_tokens)
+    ).load()
 
 
 def load_demonstrations(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[Tokens]:
@@ -79,7 +81,7 @@ def load_demonstrations(settings: DataSettings, tokenizer: PreTrainedTokenizerBa
         talks = iter(_talks(encoder, [chat for chat in chats if chat.text is None], settings.max_tokens))
         return [next(talks if chat.text is None else texts) for chat in chats]
 
-    return _Loader(settings, seed, rows.demonstration, encode).load()
+    return _Loader(settings, seed, _one(rows.demonstration), encode).load()
 
 
 def load_rankings(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[RankedTokens]:
@@ -90,7 +92,7 @@ def load_rankings(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, se
     Raises UserError as `load_documents`.
     """
     encoder = _encoder(settings, tokenizer)
-    return _Loader(settings, seed, _parse_ranking, lambda items: _rankings(encoder, items, settings.max_tokens)).load()
+    return _Loader(settings, seed, _parse_rankings, lambda items: _rankings(encoder, items, settings.max_tokens)).load()
 
 
 def load_prompts(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[Prompt]:
@@ -99,7 +101,9 @@ def load_prompts(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, see
     Raises UserError as `load_documents`.
     """
     encoder = _encoder(settings, tokenizer)
-    split = _Loader(settings, seed, rows.prompt, lambda chats: _prompts(encoder, chats, settings.max_tokens)).load()
+    split = _Loader(
+        settings, seed, _one(rows.prompt), lambda chats: _prompts(encoder, chats, settings.max_tokens)
+    ).load()
     split.train, split.heldout = _with_unique_ids(split.train), _with_unique_ids(split.heldout)
     return split
 
@@ -110,13 +114,17 @@ def _encoder(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Chat
 
 
 class _Loader(Generic[K, T]):
-    """Read, parse, split, encode. `encode` turns a batch of parsed rows into their results, or the reason for none."""
+    """Loader of one kind of row: reads, parses, splits and encodes.
+
+    `parse` gives the items of a row (a few in rankings, else one), `encode` the results of each item of a batch. Both
+    put a ValueError, with the reason, where an item cannot be used.
+    """
 
     def __init__(
         self,
         settings: DataSettings,
         seed: int,
-        parse: Callable[[dict[str, Any]], K],
+        parse: "Callable[[dict[str, Any]], list[K | ValueError]]",
         encode: "Callable[[list[K]], list[list[T] | ValueError]]",
     ):
         self.settings, self.seed, self.parse, self.encode = settings, seed, parse, encode
@@ -153,11 +161,14 @@ class _Loader(Generic[K, T]):
                 self._refuse(row, ValueError(row.reason))
                 continue
             try:
-                item = self.parse(row.values)
+                items = self.parse(row.values)
             except ValueError as error:
-                self._refuse(row, error)
-            else:
-                yield row, item
+                items = [error]
+            for item in items:
+                if isinstance(item, ValueError):
+                    self._refuse(row, item)
+                else:
+                    yield row, item
 
     def _part(self, item: K) -> Part:
         """Decided by the prompt and the seed alone, so that it holds whatever else is in the data."""
@@ -184,6 +195,10 @@ class _Loader(Generic[K, T]):
                 f"No rows are held out: {len(split.train)} training rows, `heldout_fraction` at "
                 f"{self.settings.heldout_fraction}. Raise it, or name rows of their own with `heldout`."
             )
+
+
+def _one(parse: Callable[[dict[str, Any]], K]) -> "Callable[[dict[str, Any]], list[K | ValueError]]":
+    return lambda values: [parse(values)]
 
 
 def _name(source: Source) -> str:
@@ -247,8 +262,15 @@ class _ParsedRanking:
         return rows.ranking_key(self.ranking)
 
 
-def _parse_ranking(values: dict[str, Any]) -> _ParsedRanking:
-    ranking = rows.ranking(values)
+def _parse_rankings(values: dict[str, Any]) -> "list[_ParsedRanking | ValueError]":
+    """Parse a row in any of the ranking formats; one row of some of them holds several rankings."""
+    rankings = ranking_formats.read(values)
+    if not rankings:
+        raise Unusable("no two ranked answers")
+    return [_attempt(_usable, ranking) for ranking in rankings]
+
+
+def _usable(ranking: Ranking) -> _ParsedRanking:
     if len(ranking.responses) > MAX_ANSWERS:
         raise ValueError(f"{len(ranking.responses)} answers to one prompt; at most {MAX_ANSWERS} fit one batch element")
     if ranking.not_rankable:

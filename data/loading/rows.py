@@ -55,7 +55,7 @@ def demonstration(values: dict[str, Any]) -> Chat:
     if "text" in values:
         return document(values)
     raise ValueError(
-        f"the columns {', '.join(values)} are no demonstration: expected messages, prompt and completion, or text"
+        f"the columns {', '.join(values)} are not a demonstration: expected messages, prompt and completion, or text"
     )
 
 
@@ -86,7 +86,7 @@ def ranking(values: dict[str, Any]) -> Ranking:
     if "responses" in values:
         return _from_ordered(values)
     raise ValueError(
-        f"the columns {', '.join(values)} are no ranked answers: expected chosen and rejected, or messages, responses"
+        f"the columns {', '.join(values)} are not ranked answers: expected chosen and rejected, or messages, responses"
     )
 
 

@@ -4,13 +4,14 @@ import gzip
 import json
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
 import pytest
+from corpora import CORPORA, needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quadriga.data.errors import UserError
+from quadriga.data.loading.conversion import convert
 from quadriga.data.loading.datasets import (
     document_texts,
     load_demonstrations,
@@ -21,13 +22,8 @@ from quadriga.data.loading.datasets import (
 from quadriga.data.settings import DataSettings
 from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
 
-DATA = Path(__file__).parents[4] / "../shared/data"
 TOKENIZER = train_tokenizer(["the cat sat on the mat, and why not? Human Assistant"] * 3, 300)
 BOS, EOS, USER, ASSISTANT = 1, 2, 3, 4
-
-
-def real(folder):
-    return pytest.mark.skipif(not (DATA / folder).exists(), reason=f"the {folder} data is not here")
 
 
 def ids(text):
@@ -131,6 +127,51 @@ def test_rankings_share_their_prompt(data):
     assert (second.id, second.meta["iteration"]) == ("t", 2)
 
 
+@pytest.mark.parametrize("form", ["argilla", "label-studio", "openassistant", "quadriga"])
+def test_rankings_load_from_every_form(data, tmp_path, form):
+    """A file that `convert` made trains on the same tokens as the one it came from."""
+    rows = [{"id": "k", "prompt": "why", "responses": ["the cat", "not", "mat"]}]
+    original = data(rows)
+    convert(tmp_path / "rows.jsonl", tmp_path / "made.jsonl", form)
+    (row,) = load_rankings(DataSettings(train=str(tmp_path / "made.jsonl")), TOKENIZER, 0).train
+    (expected,) = load_rankings(original, TOKENIZER, 0).train
+    assert (row.sequences, row.ranks) == (expected.sequences, expected.ranks)
+    assert row.prompt_length == expected.prompt_length
+
+
+def test_preference_rows_of_a_ranking_load_as_pairs(data, tmp_path):
+    data([{"prompt": "why", "responses": ["the cat", "not", "mat"]}])
+    convert(tmp_path / "rows.jsonl", tmp_path / "made.jsonl", "trl")
+    pairs = load_rankings(DataSettings(train=str(tmp_path / "made.jsonl")), TOKENIZER, 0).train
+    answers = [[TOKENIZER.decode(ids[row.prompt_length : -1]) for ids in row.sequences] for row in pairs]
+    assert answers == [["the cat", "not"], ["the cat", "mat"], ["not", "mat"]]
+    assert [row.ranks for row in pairs] == [[0, 1]] * 3
+
+
+def test_one_row_may_hold_several_rankings(data):
+    """A tree with two ranked messages and a third without; one ranking has too many answers, which costs only it."""
+
+    def answers(n, **last):
+        return [
+            {"message_id": str(i), "text": f"answer {i}", "role": "assistant", "rank": i} | (last if i == n - 1 else {})
+            for i in range(n)
+        ]
+
+    def tree(n):
+        follow_up = {"message_id": "f", "text": "so", "role": "prompter", "replies": answers(n)}
+        return {
+            "prompt": {"message_id": "q", "text": "why", "role": "prompter", "replies": answers(3, replies=[follow_up])}
+        }
+
+    lone = {"prompt": {"message_id": "l", "text": "how", "role": "prompter", "replies": answers(1)}}
+    split = load_rankings(data([tree(2), lone]), TOKENIZER, 0)
+    assert [(row.id, row.ranks) for row in split.train] == [("q", [0, 1, 2]), ("f", [0, 1])]
+    assert [(bad.line, bad.reason) for bad in split.skipped] == [(2, "no two ranked answers")]
+    split = load_rankings(data([tree(17)], on_bad_row="skip"), TOKENIZER, 0)
+    assert [row.id for row in split.train] == ["q"]
+    assert [bad.line for bad in split.skipped] == [1]
+
+
 def test_an_empty_answer_can_be_ranked(data):
     """Policies say nothing at times. In preference pairs of others it is a fault of the data."""
     (row,) = load_rankings(data([{"prompt": "why", "responses": ["not", ""]}]), TOKENIZER, 0).train
@@ -229,11 +270,11 @@ def test_builtin_demonstrations_end_in_the_mask():
         assert row.token_ids.index(ASSISTANT) + 1 == row.loss_mask.index(1)
 
 
-@real("hh-rlhf")
+@needs("hh-rlhf")
 @pytest.mark.parametrize("name", ["helpful", "harmless"])
 def test_hh_rlhf(name):
     """The prompt and both answers hold all of the dialogue's text, in the right places."""
-    path = DATA / f"hh-rlhf/{name}-base.test.jsonl.gz"
+    path = CORPORA / f"hh-rlhf/{name}-base.test.jsonl.gz"
     with gzip.open(path) as file:
         raw = [json.loads(line) for line in islice(file, 150)]
     settings_ = DataSettings(train=[{"path": str(path), "rows": 150}], on_bad_row="skip", max_tokens=8192)
@@ -255,12 +296,12 @@ def _letters(text):
     return "".join(text.replace("\n\nHuman:", "").replace("\n\nAssistant:", "").split())
 
 
-@real("hh-rlhf")
+@needs("hh-rlhf")
 def test_hh_rlhf_traps_in_whole(tmp_path):
     """Every identical pair, empty answer and doubled turn of both files, and nothing else, passes by here."""
     odd = []
     for name in ("helpful", "harmless"):
-        with gzip.open(DATA / f"hh-rlhf/{name}-base.test.jsonl.gz") as file:
+        with gzip.open(CORPORA / f"hh-rlhf/{name}-base.test.jsonl.gz") as file:
             lines = file.read().decode().split("\n")[:-1]
         for line in lines:
             row = json.loads(line)
@@ -282,9 +323,9 @@ def test_hh_rlhf_traps_in_whole(tmp_path):
     assert len(split.train) == 14  # their prompts seem to differ, because an answer goes on after "Assistant:"
 
 
-@real("oasst-ranked")
+@needs("oasst-ranked")
 def test_oasst_ranked():
-    path = DATA / "oasst-ranked/ranked.jsonl"
+    path = CORPORA / "oasst-ranked/ranked.jsonl"
     raw = [json.loads(line) for line in path.read_text().splitlines()[:100]]
     source = {"path": str(path), "rows": 100}
     split = load_rankings(DataSettings(train=source, max_tokens=16384, heldout_fraction=0.2), TOKENIZER, 0)
@@ -300,9 +341,19 @@ def test_oasst_ranked():
     assert not first[0] & first[1]
 
 
-@real("gsm8k")
+@needs("oasst-ranked")
+def test_oasst_trees():
+    """The trees as they were published hold the rankings of ranked.jsonl."""
+    raw = [json.loads(line) for line in (CORPORA / "oasst-ranked/ranked.jsonl").read_text().splitlines()]
+    source = {"path": str(CORPORA / "oasst-ranked/en_100_tree.jsonl.gz")}
+    split = load_rankings(DataSettings(train=source, max_tokens=16384), TOKENIZER, 0)
+    assert not split.skipped
+    assert Counter(len(row.ranks) for row in split.train) == Counter(len(row["responses"]) for row in raw)
+
+
+@needs("gsm8k")
 def test_gsm8k_with_renamed_columns():
-    source = {"path": str(DATA / "gsm8k/test.jsonl.gz"), "rows": 200, "columns": {"prompt": "question"}}
+    source = {"path": str(CORPORA / "gsm8k/test.jsonl.gz"), "rows": 200, "columns": {"prompt": "question"}}
     prompts = load_prompts(DataSettings(train=[source], max_tokens=2048), TOKENIZER, 0).train
     assert len(prompts) == 200 and all("#### " in prompt.meta["answer"] for prompt in prompts)
     columns = {"prompt": "question", "completion": "answer"}
@@ -311,16 +362,16 @@ def test_gsm8k_with_renamed_columns():
     assert "####" in TOKENIZER.decode([i for i, m in zip(rows[0].token_ids, rows[0].loss_mask, strict=True) if m])
 
 
-@real("sentence-polarity")
+@needs("sentence-polarity")
 def test_sentence_polarity_as_documents():
-    source = {"path": str(DATA / "sentence-polarity/sentences.jsonl"), "rows": 300}
+    source = {"path": str(CORPORA / "sentence-polarity/sentences.jsonl"), "rows": 300}
     split = load_documents(DataSettings(train=[source], max_tokens=2048), TOKENIZER, 0)
     assert len(split.train) == 300 and {row.meta["label"] for row in split.train} <= {"pos", "neg"}
 
 
-@real("stories260K")
+@needs("stories260K")
 def test_a_real_tokenizer_in_every_loader(data):
-    tokenizer = load_tokenizer(DATA / "stories260K/hf")
+    tokenizer = load_tokenizer(CORPORA / "stories260K/hf")
     row = {
         "prompt": "Once upon a time?",
         "completion": "Yes, a bird.",
