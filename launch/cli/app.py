@@ -12,6 +12,7 @@ from rich.markup import escape
 from quadriga.actors.runtime.device import prepare_driver
 from quadriga.data.errors import Fault, UserError
 from quadriga.launch.cli import clusters, inspect, jobs, train
+from quadriga.launch.cli.convert import convert
 from quadriga.launch.cli.plan import plan
 
 app = typer.Typer(
@@ -33,7 +34,7 @@ app = typer.Typer(
 
 COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Train and answer": [train.run, train.evaluate, train.chat, train.export],
-    "Before a run": [inspect.data, inspect.doctor, inspect.schema, plan, inspect.hosts],
+    "Before a run": [inspect.data, convert, inspect.doctor, inspect.schema, plan, inspect.hosts],
     "On a cluster": [clusters.launch, clusters.submit, clusters.down],
     "While it runs": [jobs.jobs, jobs.logs, jobs.stop, jobs.scale],
 }
