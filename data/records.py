@@ -1,4 +1,4 @@
-"""What travels between the parts: prompts, samples, tokenised rows, rankings, feedback."""
+"""What travels between the parts: prompts, samples, tokenised rows, rankings."""
 
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -44,8 +44,6 @@ class Sample:
     versions: list[int]
     finish_reason: Literal["stop", "length"]
     text: str
-    reward: float | None = None
-    reward_parts: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.response_ids)
@@ -215,66 +213,6 @@ class Ranking:
             return cls(**{key: value for key, value in known.items() if value is not None})
         except (TypeError, KeyError) as error:
             raise ValueError(f"not a ranking: {error}") from None
-
-
-LIKERT = "likert_scale"
-FLAGS = (
-    "fails_to_follow",
-    "inappropriate_for_customer",
-    "hallucination",
-    "satisfies_constraint",
-    "contains_sexual",
-    "contains_violent",
-    "encourages_violence",
-    "denigrates_protected_class",
-    "gives_harmful_advice",
-    "expresses_opinion",
-    "expresses_moral_judgment",
-)
-"""Label form of Ouyang et al. 2022 (arXiv 2203.02155, table 3): an overall quality from 1 to 7, and yes/no flags."""
-
-
-@dataclass(slots=True)
-class Feedback:
-    """What one person said about one answer: a thumb, the label form, a better answer or a remark.
-
-    thumb: +1 or -1. labels: `likert_scale` (1 to 7) and the yes/no names of `FLAGS`. correction: what the answer should
-    have been. policy: version of the model that answered.
-
-    Raises ValueError, naming the record, when it says nothing or says it wrongly.
-    """
-
-    id: str
-    messages: list[Message]
-    response: Response
-    thumb: Literal[1, -1] | None = None
-    labels: dict[str, int | bool] = field(default_factory=dict)
-    correction: str | None = None
-    remark: str | None = None
-    rater: str | None = None
-    created: str | None = None
-    elapsed_ms: int | None = None
-    source: Literal["human", "ai"] = "human"
-    policy: str | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        try:
-            check_messages(self.messages, last="user")
-        except ValueError as error:
-            raise ValueError(f"feedback {self.id}: {error}") from None
-        if self.thumb not in (None, 1, -1):
-            raise ValueError(f"feedback {self.id}: thumb is {self.thumb!r}, not 1 or -1")
-        for name, value in self.labels.items():
-            if name == LIKERT:
-                if isinstance(value, bool) or value not in range(1, 8):
-                    raise ValueError(f"feedback {self.id}: {LIKERT} is {value!r}, not a whole number from 1 to 7")
-            elif name not in FLAGS:
-                raise ValueError(f"feedback {self.id}: unknown label {name!r}")
-            elif not isinstance(value, bool):
-                raise ValueError(f"feedback {self.id}: label {name} is {value!r}, not true or false")
-        if self.thumb is None and not self.labels and not self.correction and not self.remark:
-            raise ValueError(f"feedback {self.id}: no thumb, label, correction or remark")
 
 
 def check_messages(messages: Any, last: str | None = None) -> None:

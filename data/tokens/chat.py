@@ -213,21 +213,3 @@ class ChatEncoder:
         if self.starts_with_bos and ids[:1] != [self.bos]:
             return [self.bos, *ids], [0, *mask]
         return ids, mask
-
-
-def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[list[int], list[int]]:
-    """Token ids of a whole chat, and its loss mask: 1 on the assistant's tokens and their end tokens.
-
-    Raises ValueError for a chat that cannot be used, UserError for a template that cannot.
-    """
-    encoder = ChatEncoder(tokenizer)
-    return encoder.encode([encoder.render(messages)])[0]
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """Token ids of a chat up to the place where the assistant's answer begins.
-
-    Raises ValueError for a chat that cannot be used.
-    """
-    encoder = ChatEncoder(tokenizer)
-    return encoder.encode_prompts([encoder.render_prompt(messages)])[0]

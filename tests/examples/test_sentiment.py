@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_tokens import encode_chat
 from corpora import needs
 from example_judges import answers, naive_bayes, rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from quadriga.data.tokens.chat import encode_chat
 from quadriga.orchestrator.evaluation.statistics import binomial_p_value, wilson_interval
 from quadriga.orchestrator.tracking.tracker import read_metrics
 

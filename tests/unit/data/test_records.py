@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quadriga.data.records import Feedback, Prompt, Ranking, Response, Sample, Tokens
+from quadriga.data.records import Prompt, Ranking, Response, Sample, Tokens
 
 ASK = [{"role": "user", "content": "Why?"}]
 
@@ -132,19 +132,3 @@ def test_a_json_row_is_read_with_unknown_columns_in_meta():
     for broken in ({**row, "ranking": ["b", "a"]}, {**row, "responses": ["x", "y"]}, {**row, "responses": None}):
         with pytest.raises(ValueError):
             Ranking.from_row(broken)
-
-
-def test_feedback_says_something_and_says_it_rightly():
-    answer = Response("a", "x")
-    Feedback("f", ASK, answer, thumb=-1)
-    Feedback("f", ASK, answer, labels={"likert_scale": 7, "hallucination": False})
-    for changes in (
-        {},
-        {"thumb": 2},
-        {"labels": {"likert_scale": 8}},
-        {"labels": {"likert_scale": True}},
-        {"labels": {"hallucination": 1}},
-        {"labels": {"nice": True}},
-    ):
-        with pytest.raises(ValueError, match="feedback f"):
-            Feedback("f", ASK, answer, **changes)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from chat_tokens import encode_prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadriga.data.tokens.chat import encode_prompt
 from quadriga.data.tokens.tokenizer import train_tokenizer
 from quadriga.orchestrator.chat import CONTEXT, Conversation, context_length
 

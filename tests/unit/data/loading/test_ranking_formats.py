@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from corpora import CORPORA, needs
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quadriga.data.loading import ranking_formats as forms
@@ -38,6 +38,7 @@ def through_json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return json.loads(json.dumps(rows))
 
 
+@settings(deadline=None)
 @given(some_rankings())
 def test_trl_has_one_row_per_pair(ranking: Ranking) -> None:
     rows, dropped = forms.to_trl(ranking)
@@ -46,6 +47,7 @@ def test_trl_has_one_row_per_pair(ranking: Ranking) -> None:
     assert sum(dropped.values()) == sum(size * (size - 1) // 2 for size in sizes)
 
 
+@settings(deadline=None)
 @given(some_rankings().filter(lambda ranking: len(ranking.ranking) > 1))
 def test_trl_round_trip(ranking: Ranking) -> None:
     rows, _ = forms.to_trl(ranking)
@@ -54,6 +56,7 @@ def test_trl_round_trip(ranking: Ranking) -> None:
     assert {r.id: r.text for r in back.responses} == {r.id: r.text for r in ranking.responses}
 
 
+@settings(deadline=None)
 @given(some_rankings().filter(lambda ranking: len(ranking.ranking) > 1))
 def test_trl_rows_of_others_are_joined_by_text(ranking: Ranking) -> None:
     plain = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in forms.to_trl(ranking)[0]]
@@ -64,6 +67,7 @@ def test_trl_rows_of_others_are_joined_by_text(ranking: Ranking) -> None:
     ]
 
 
+@settings(deadline=None)
 @given(some_rankings())
 def test_argilla_round_trip_keeps_ties(ranking: Ranking) -> None:
     rows, dropped = forms.to_argilla(ranking)
@@ -74,6 +78,7 @@ def test_argilla_round_trip_keeps_ties(ranking: Ranking) -> None:
     assert back.rater == "me"
 
 
+@settings(deadline=None)
 @given(some_rankings())
 def test_label_studio_round_trip_keeps_ties(ranking: Ranking) -> None:
     rows, dropped = forms.to_label_studio(ranking)
@@ -84,6 +89,7 @@ def test_label_studio_round_trip_keeps_ties(ranking: Ranking) -> None:
     assert (back.rater, back.elapsed_ms) == ("me", 1500)
 
 
+@settings(deadline=None)
 @given(some_rankings())
 def test_openassistant_breaks_ties_and_counts_them(ranking: Ranking) -> None:
     (tree,), dropped = forms.to_openassistant(ranking)
@@ -96,6 +102,7 @@ def test_openassistant_breaks_ties_and_counts_them(ranking: Ranking) -> None:
     assert [ranking.responses[n].id for n in event["ranking"]] == flat
 
 
+@settings(deadline=None)
 @given(some_rankings())
 def test_own_form_round_trip(ranking: Ranking) -> None:
     rows, dropped = forms.write(ranking, "quadriga")

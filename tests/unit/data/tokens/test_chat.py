@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+from chat_tokens import encode_chat, encode_prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from quadriga.data.errors import UserError
-from quadriga.data.tokens.chat import TEXT_TEMPLATE, ChatEncoder, encode_chat, encode_prompt, set_chat_template
+from quadriga.data.tokens.chat import TEXT_TEMPLATE, ChatEncoder, set_chat_template
 from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
 
 STORIES = Path(__file__).parents[4] / "../shared/data/stories260K/hf"
