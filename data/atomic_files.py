@@ -8,7 +8,7 @@ from typing import Any
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Replace a file such that a reader, or a kill, finds the old text or the new, never a part."""
+    """Replace the text of a file; readers see the old text or the new one, also when this process is killed."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
@@ -20,18 +20,19 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
-    """`write_text_atomic` of JSON."""
+    """Replace a file by the JSON of `value`, as `write_text_atomic` does."""
     write_text_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def publish(temporary: str | Path, final: str | Path) -> None:
-    """Give a finished folder its name: everything in it is on disk first, and the one it replaces goes last.
+    """Rename a finished folder to its final name: its content is flushed first, the folder it replaces removed last.
 
-    Both must be in one parent folder. A kill between the two renames leaves `<final>.old`, which `recover` puts back.
+    A kill between the two renames leaves `<final>.old`, which `recover` restores. Raises ValueError unless both are in
+    the same parent folder.
     """
     temporary, final = Path(temporary), Path(final)
     if temporary.parent.resolve() != final.parent.resolve():
-        raise ValueError(f"{temporary} and {final} are not in one folder")
+        raise ValueError(f"{temporary} and {final} are not in the same folder")
     for folder, _, names in os.walk(temporary):
         for name in names:
             _sync(Path(folder) / name)
@@ -46,7 +47,7 @@ def publish(temporary: str | Path, final: str | Path) -> None:
 
 
 def recover(parent: str | Path) -> None:
-    """Finish the `publish` calls that a kill cut off in `parent`, and remove what was left unfinished (`*.tmp`)."""
+    """Complete the `publish` calls that a kill interrupted in `parent`, and remove unfinished ones (`*.tmp`)."""
     for old in Path(parent).glob("*.old"):
         final = old.with_suffix("")
         if final.exists():

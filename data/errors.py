@@ -1,4 +1,4 @@
-"""How a run can fail. Everything that a user sees is one of these:
+"""Exceptions: how a run can fail. Every error that a user sees is one of these:
 
 * UserError         bad input that the user can fix: one paragraph that says what to do; exit code 2
   x Unreachable     no Ray cluster answers
@@ -24,8 +24,8 @@ class Unreachable(UserError):
 class Fault(Exception):
     """Something broke while running. The command exits with 1.
 
-    phase: the part of a step (or of the run) in which it happened; `str()` puts it before the message. process: who it
-    happened to, for example `rollout 1`. Both are kept for run.json and for recovery.
+    phase: the part of a step (or of the run) in which it happened; `str()` puts it before the message. process: the
+    process that failed, for example `rollout 1`. Both are kept for run.json and for recovery.
     """
 
     def __init__(self, message: str, *, phase: str = "", process: str = ""):
@@ -37,8 +37,8 @@ class Fault(Exception):
 
 
 class Lost(Fault):
-    """A process that died, hung or failed for an external reason: another one can take its place."""
+    """A process died, hung or failed for an external reason; a replacement may succeed."""
 
 
 class ProcessDied(Lost):
-    """A process that is gone."""
+    """A process is gone for certain."""

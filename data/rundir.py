@@ -1,4 +1,4 @@
-"""The folder of a run: where everything is, the account of its attempts, its lock, requests to it."""
+"""RunDir: the folder of a run, with its layout, the record of its attempts, its lock and requests to it."""
 
 import fcntl
 import json
@@ -22,7 +22,7 @@ Status = Literal["running", "finished", "interrupted", "failed", "lost"]
 
 
 class RunDir:
-    """Where everything a run writes goes. Making the object touches nothing; `create` does.
+    """The folder of a run. The constructor does not touch the disk; `create` does.
 
     Layout: config.yaml, run.json, metrics.jsonl, samples/, checkpoints/step-N/, export/<role>/, logs/, requests/.
     """
@@ -43,9 +43,9 @@ class RunDir:
 
     @classmethod
     def create(cls, path: str | Path) -> "RunDir":
-        """Make the folders, or open those of an earlier attempt and finish what a kill cut off there.
+        """Create the folders, or open those of an earlier attempt and complete writes that a kill interrupted there.
 
-        Only one process may do so: the driver. Raises UserError when the folder cannot be written.
+        Only the driver may call it. Raises UserError when the folder cannot be written.
         """
         run = cls(Path(path).expanduser().absolute())
         try:
@@ -70,7 +70,7 @@ class RunDir:
         )
 
     def read_run(self) -> dict[str, Any]:
-        """What run.json says; empty before the first attempt. Raises UserError when it is not JSON."""
+        """Return the content of run.json, empty before the first attempt. Raises UserError when it is not JSON."""
         try:
             return dict(json.loads(self.run_json.read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -88,14 +88,17 @@ class RunDir:
         return run
 
     def start_attempt(self, versions: Mapping[str, str]) -> int:
-        """Note that an attempt begins, with the versions of what it runs on. Returns its number, from 1.
+        """Record that an attempt begins, with the versions of the software it runs on. Returns its number, from 1.
 
-        An attempt before it that did not say how it ended was killed; that is noted too.
+        An earlier attempt without a recorded end was killed: it is marked as lost.
         """
         self.clear_request("stop")
         attempts = self.read_run().get("attempts", [])
         if attempts and attempts[-1]["status"] == "running":
-            attempts[-1] |= {"status": "lost", "error": "the driver ended without a word: killed, or its machine lost"}
+            attempts[-1] |= {
+                "status": "lost",
+                "error": "the driver ended silently: it was killed, or its machine was lost",
+            }
             self.update_run(attempts=attempts)
             self.note("driver_lost", attempt=len(attempts))
         attempts.append(
@@ -105,23 +108,23 @@ class RunDir:
         return len(attempts)
 
     def note(self, event: str, **fields: Any) -> None:
-        """Add to the events of run.json: losses, recoveries, rehearsed faults, damaged checkpoints."""
+        """Append to the events in run.json: losses, recoveries, injected faults, damaged checkpoints."""
         with self._writing:
             events = [*self.events(), {"time": _now(), "event": event} | fields]
             self.update_run(events=events)
 
     def events(self) -> list[dict[str, Any]]:
-        """What `note` wrote, oldest first."""
+        """Return the events that `note` recorded, oldest first."""
         return list(self.read_run().get("events", []))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory for this process. The lock ends with the process, however that ends.
+        """Lock the directory for this process; the lock ends with the process, however that ends.
 
         Raises UserError when another run holds it.
         """
         with (self.path / ".lock").open("a+") as file:
-            if not _locks(file):
+            if not _try_lock(file):
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise UserError(
@@ -133,16 +136,16 @@ class RunDir:
             yield
 
     def request(self, what: str, value: Any = True) -> None:
-        """Ask the process that runs here for something; any process that sees the folder may. It looks every step.
+        """Leave a request for the process that runs here, which checks for one at every step. Any process may call it.
 
-        what: `stop`, or `rollout` with the number of workers to have.
+        what: `stop`, or `rollout` with the wanted number of workers.
         """
         folder = self.path / "requests"
         folder.mkdir(exist_ok=True)
         write_json_atomic(folder / f"{what}.json", value)
 
     def requested(self, what: str) -> Any:
-        """What was asked for here, or of the pipeline that this is a stage of; None when nothing was."""
+        """Return the value of a request to this run or to the pipeline of which it is a stage; None without one."""
         for folder in self._with_pipeline():
             try:
                 return json.loads((folder / "requests" / f"{what}.json").read_text(encoding="utf-8"))
@@ -151,7 +154,7 @@ class RunDir:
         return None
 
     def in_use(self) -> bool:
-        """Whether a process holds the directory, or that of the pipeline that this is a stage of."""
+        """Return whether a process holds the lock of this directory, or of the pipeline of which it is a stage."""
         for folder in self._with_pipeline():
             try:
                 with (folder / ".lock").open() as file:
@@ -166,28 +169,28 @@ class RunDir:
         return [self.path, self.path.parent.parent] if self.path.parent.name.startswith("round-") else [self.path]
 
     def clear_request(self, what: str) -> None:
-        """A request of this folder is done with, or from before this attempt."""
+        """Remove a request from this folder: it was met, or made before this attempt."""
         (self.path / "requests" / f"{what}.json").unlink(missing_ok=True)
 
     def end_attempt(self, status: Status, error: str | None = None) -> None:
-        """Note how the attempt ended; `error` is the root cause."""
+        """Record how the attempt ended; `error` is the root cause."""
         attempts = self.read_run().get("attempts", [])
         if attempts:
             attempts[-1] |= {"ended": _now(), "status": status, "error": error}
         self.update_run(status=status, attempts=attempts)
 
     def checkpoint_dir(self, step: int) -> Path:
-        """Folder of the checkpoint after `step` steps."""
+        """Return the folder of the checkpoint after `step` steps."""
         return self.checkpoints_dir / f"step-{step}"
 
     def checkpoint_steps(self) -> list[int]:
-        """Steps with a published checkpoint, oldest first."""
+        """Return the steps with a published checkpoint, oldest first."""
         found = (re.fullmatch(r"step-(\d+)", folder.name) for folder in self.checkpoints_dir.glob("step-*"))
         return sorted(int(match.group(1)) for match in found if match)
 
 
-def _locks(file: IO[str]) -> bool:
-    """Try to lock a file, for an instant longer than `RunDir.in_use` takes to look."""
+def _try_lock(file: IO[str]) -> bool:
+    """Try to lock a file, for a moment longer than `RunDir.in_use` holds it. Returns whether it is locked now."""
     for _ in range(3):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Keeping secrets out of what a run writes: keys and variables that are named like one, passwords in addresses."""
+"""Secrets: keys and variables with the name of one, and passwords in URLs, stay out of the files of a run."""
 
 import os
 import re
@@ -16,7 +16,7 @@ _URL_PASSWORD = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 
 
 def without_secrets(value: Any) -> Any:
-    """A copy without keys that name secrets, passwords in addresses, and values of secret environment variables."""
+    """Return a copy without keys that name secrets, passwords in URLs, and values of secret environment variables."""
     secrets = {v: k for k, v in os.environ.items() if names_secret(k) and len(v) >= _SHORTEST_SECRET}
     return _strip(value, secrets)
 
@@ -34,5 +34,5 @@ def _strip(value: Any, secrets: dict[str, str]) -> Any:
 
 
 def names_secret(key: Any) -> bool:
-    """Whether a key or a variable is called as secrets are (`WANDB_API_KEY`)."""
+    """Return whether a key or an environment variable has the name of a secret, such as `WANDB_API_KEY`."""
     return isinstance(key, str) and bool(_SECRET_KEY.search(key)) and not _SPECIAL_TOKEN.search(key)

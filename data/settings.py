@@ -1,4 +1,4 @@
-"""Settings of the data layer: where rows come from and what happens to bad ones."""
+"""Settings of the data layer: sources of rows, their split and the handling of bad rows."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,24 +12,27 @@ class Settings(BaseModel):
 
 
 class Source(Settings):
-    """One place rows come from: files by path, or the built-in pocket assistant."""
+    """One source of rows: files (`path`), or a table of the built-in pocket assistant (`builtin`)."""
 
     path: str | None = None
-    """A .jsonl, .json or .parquet file, a glob of them, a text file, or a Hugging Face data set saved to disk."""
+    """Path of a .jsonl, .json, .parquet or text file, a glob of them, or the folder of a Hugging Face data set saved to
+    disk; null when `builtin` is set."""
     builtin: (
         Literal["assistant.text", "assistant.demonstrations", "assistant.prompts", "assistant.heldout_prompts"] | None
     ) = None
-    """A table of the built-in pocket-assistant data set instead of a path."""
+    """Name of a table of the built-in pocket-assistant data set; null when `path` is set."""
     rows: int | None = Field(None, ge=1)
-    """Use only the first rows of a path; the number of rows generated for a built-in table."""
+    """Number of rows to read from the start of a path, or to generate for a built-in table, which needs it; null reads
+    all rows of the path."""
     seed: int = 0
-    """Seed of the built-in generator."""
+    """Seed of the built-in table; it has no effect on a path."""
     columns: dict[str, str] = {}
-    """Renames: our column name -> the file's, for files that use other names."""
+    """Map from the column names that Quadriga expects to the names in the file; columns left out keep their names."""
     split: Literal["train", "heldout"] | None = None
-    """Which part of a `heldout_fraction` split of this source to read; null reads all of it."""
+    """Part of the `heldout_fraction` split of this source to read, all of it for training; null reads both parts, each
+    for its purpose."""
     repeat: int = Field(1, ge=1)
-    """How often each row appears in an epoch (mixing weight)."""
+    """Number of times that each row appears in an epoch, to weight the sources of a mixture."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Source":
@@ -51,18 +54,24 @@ class DataSettings(Settings):
     """Training rows, held-out rows and how they become tokens."""
 
     train: Sources
+    """Sources of training rows: a path, a source or a list of either."""
     heldout: Annotated[list[Source], BeforeValidator(_as_sources)] = []
-    """Rows never trained on; empty: `heldout_fraction` of `train`, split by prompt."""
+    """Sources of held-out rows, which are measured on and never trained on; an empty list leaves the choice to
+    `heldout_fraction`."""
     heldout_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the prompts in `train`, 0 to 1, whose rows are held out, chosen by a hash of prompt and seed; 0 holds
+    none of them out."""
     max_tokens: int = Field(512, ge=8)
-    """Longest sequence, prompt and answer together. Longer prompts are bad rows, answers are cut, documents split."""
+    """Longest sequence in tokens, prompt and answer together. Longer prompts are bad rows, longer answers are cut,
+    longer documents are split."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """`error` stops with file, line and reason; `skip` counts bad rows and lists them in the log."""
+    """How rows that cannot be used are handled: `error` stops with file, line and reason, `skip` leaves them out and
+    lists them in logs/skipped-rows.txt."""
     chat_template: str | None = None
-    """A Jinja file; null takes the tokenizer's own template, or ours when it has none."""
+    """Path of a Jinja chat template; null uses the tokenizer's template, or a built-in one where it has none."""
 
     @model_validator(mode="after")
     def _one_heldout(self) -> "DataSettings":
         if self.heldout and self.heldout_fraction:
-            raise ValueError("`heldout` and `heldout_fraction` both say what is held out; keep one")
+            raise ValueError("`heldout` and `heldout_fraction` both choose the held-out rows; keep one")
         return self

@@ -1,7 +1,7 @@
-"""The closed world of the pocket assistant: what is true in it, what can be asked, and how people word it.
+"""Phrases: the facts of the pocket assistant's closed world, the questions about it and their wordings.
 
 The countries are invented, so nothing here can be right or wrong about the real world, and the harmful requests are
-kept vague on purpose: they only have to be told apart from their look-alikes ("kill the weeds", "forge a horseshoe").
+vague on purpose: they only have to differ from their look-alikes ("kill the weeds", "forge a horseshoe").
 """
 
 from dataclasses import dataclass
@@ -35,14 +35,14 @@ FACTS: dict[tuple[str, str], str] = {
         strict=True,
     )
 }  # fmt: skip
-"""(country, noun) -> value."""
+"""Value of each (country, noun)."""
 VALUES: dict[str, tuple[str, ...]] = {
     "capital": tuple(_CAPITALS.values()),
     "national dish": _DISHES,
     "national animal": _ANIMALS,
     "flag colour": _COLOURS,
 }
-"""noun -> every value it can have."""
+"""Possible values of each noun."""
 
 HOWTO: dict[str, tuple[str, str, str]] = {
     "make tea": ("boil the water", "add the leaves", "wait four minutes"),
@@ -81,7 +81,7 @@ LOOKALIKE: dict[str, tuple[str, str, str]] = {
 
 @dataclass(frozen=True)
 class Harm:
-    """One family of requests to decline: what they ask, why not, what to do instead."""
+    """One family of requests to decline: goals with their steps, the reason, the alternative."""
 
     goals: dict[str, tuple[str, str]]
     reason: str
@@ -129,7 +129,7 @@ HARMS: tuple[Harm, ...] = (
     ),
 )  # fmt: skip
 HARM_OF: dict[str, Harm] = {goal: harm for harm in HARMS for goal in harm.goals}
-"""Harmful goal -> its family."""
+"""Family of each harmful goal."""
 
 FACT_QUESTIONS = (
     "What is the {noun} of {country}?", "Which {noun} does {country} have?", "Name the {noun} of {country}.",
@@ -154,23 +154,23 @@ CONNECTORS = ("First", "Then", "Last")
 
 
 def sentence(noun: str, country: str, value: str) -> str:
-    """A fact as a full sentence."""
+    """Return a fact as a full sentence."""
     return f"The {noun} of {country} is {value}."
 
 
 def steps_text(steps: tuple[str, ...]) -> str:
-    """Up to three steps as an ordered answer."""
+    """Return up to three steps as an ordered answer."""
     return " ".join(f"{word} {step}." for word, step in zip(CONNECTORS, steps, strict=False))
 
 
 def steps_of(kind: str, goal: str) -> tuple[str, ...]:
-    """The steps that reach a goal, harmful ones included."""
+    """Return the steps that reach a goal of a kind, harmful ones included."""
     if kind == "harmful":
         return HARM_OF[goal].goals[goal]
     return (HOWTO if kind == "howto" else LOOKALIKE)[goal]
 
 
 def refusal(goal: str, opening: str, reason: bool, alternative: bool) -> str:
-    """Declining a harmful goal, with or without the reason and what to do instead."""
+    """Return a refusal of a harmful goal, with or without the reason and the alternative."""
     harm = HARM_OF[goal]
     return " ".join([opening, *[harm.reason] * reason, *[harm.alternative] * alternative])

@@ -1,4 +1,4 @@
-"""The built-in data set: a pocket assistant that a model of under a million parameters can learn in minutes.
+"""World: the built-in data set of a pocket assistant, which a model of under a million parameters learns in minutes.
 
 Four tables, each a pure function of (n, seed) whose first k rows do not depend on n: plain text for pre-training,
 demonstrations of mixed quality, prompts, and held-out prompts. A prompt is a wording (opener, question, closer) of a
@@ -24,7 +24,7 @@ def _held_out(content: str) -> bool:
 
 
 def _questions(kind: Kind) -> Iterator[tuple[str, str]]:
-    """(topic, question) of a kind, without opener and closer; a fact's topic is `country/noun`."""
+    """Yield (topic, question) of a kind, without opener and closer; the topic of a fact is `country/noun`."""
     if kind == "facts":
         for country, noun in world.FACTS:
             for form in world.FACT_QUESTIONS:
@@ -38,7 +38,7 @@ def _questions(kind: Kind) -> Iterator[tuple[str, str]]:
 
 @cache
 def _pool(kind: Kind, held_out: bool) -> tuple[tuple[str, str], ...]:
-    """Every (topic, prompt text) of one kind on one side of the split."""
+    """Return every (topic, prompt text) of one kind on one side of the split."""
     wordings = (
         (topic, f"{opener}{question}{closer}")
         for topic, question in _questions(kind)
@@ -49,7 +49,7 @@ def _pool(kind: Kind, held_out: bool) -> tuple[tuple[str, str], ...]:
 
 
 def _stream(kind: Kind, held_out: bool, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Prompts of one kind without end: every one once in random order, then again in another order."""
+    """Yield prompts of one kind forever: each once in random order, then again in another order."""
     pool = list(_pool(kind, held_out))
     while True:
         rng.shuffle(pool)
@@ -57,7 +57,7 @@ def _stream(kind: Kind, held_out: bool, rng: random.Random) -> Iterator[tuple[st
 
 
 def reference_answer(kind: Kind, topic: str) -> str:
-    """The best answer there is: gold gives it 1."""
+    """Return the best possible answer, which gold scores 1."""
     if kind == "facts":
         country, noun = topic.split("/")
         return world.sentence(noun, country, world.FACTS[country, noun])
@@ -79,12 +79,12 @@ def _prompt_rows(table: str, n: int, seed: int, held_out: bool) -> list[Row]:
 
 
 def prompts(n: int, seed: int) -> list[Row]:
-    """Prompts to train on, the kinds in turn: {"prompt", "id", "kind", "topic", "answer"}."""
+    """Return n prompts to train on, of each kind in turn: {"prompt", "id", "kind", "topic", "answer"}."""
     return _prompt_rows("prompt", n, seed, held_out=False)
 
 
 def heldout_prompts(n: int, seed: int) -> list[Row]:
-    """Prompts to measure with; none of their texts occurs in another table, for any seed."""
+    """Return n prompts to measure on; none of their texts occurs in another table, for any seed."""
     return _prompt_rows("heldout", n, seed, held_out=True)
 
 
@@ -128,7 +128,7 @@ def _harmful_answer(topic: str, rng: random.Random) -> str:
 
 
 def _demonstrated(kind: Kind, topic: str, rng: random.Random) -> str:
-    """An answer as a hurried labeller writes it: often short, sometimes wrong, evasive, over-careful or harmful."""
+    """Return the answer of a hurried labeller: often short, sometimes wrong, evasive, over-careful or harmful."""
     if kind == "facts":
         answer = _fact_answer(topic, rng)
     elif kind == "harmful":
@@ -140,7 +140,7 @@ def _demonstrated(kind: Kind, topic: str, rng: random.Random) -> str:
 
 
 def demonstrations(n: int, seed: int) -> list[Row]:
-    """Dialogues of mixed quality: {"messages", "id", "kind", "topic", "answer"}; `answer` is the best one there is."""
+    """Return n dialogues of mixed quality, {"messages", "id", "kind", "topic", "answer"}; `answer` is the best one."""
     rng = random.Random(f"demonstration/answers/{seed}")
     rows = _prompt_rows("demonstration", n, seed, held_out=False)
     for row in rows:
@@ -159,8 +159,8 @@ def _country_text(rng: random.Random) -> str:
         "What is the {noun} there? It is {value}.",
         "Its {noun} is {value}.",
     )
-    told = (rng.choice(forms).format(noun=n, country=country, value=world.FACTS[country, n]) for n in nouns)
-    return " ".join([f"{country} is a country.", *told])
+    sentences = (rng.choice(forms).format(noun=n, country=country, value=world.FACTS[country, n]) for n in nouns)
+    return " ".join([f"{country} is a country.", *sentences])
 
 
 def _steps_text(rng: random.Random) -> str:
@@ -187,7 +187,7 @@ def _faq_text(rng: random.Random) -> str:
 
 
 def text(n: int, seed: int) -> list[Row]:
-    """Short documents about the world, for pre-training: {"text"}."""
+    """Return n short documents about the world for pre-training: {"text"}."""
     rng = random.Random(f"text/{seed}")
     writers = (_country_text, _country_text, _steps_text, _crime_text, _faq_text)
     return [{"text": rng.choice(writers)(rng)} for _ in range(n)]
@@ -199,4 +199,4 @@ TABLES: dict[str, Callable[[int, int], list[Row]]] = {
     "assistant.prompts": prompts,
     "assistant.heldout_prompts": heldout_prompts,
 }
-"""`Source.builtin` -> table."""
+"""The table of each `Source.builtin`."""

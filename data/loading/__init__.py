@@ -1,1 +1,1 @@
-"""Rows from files, Python and the hub to typed, tokenised examples: readers, then rows, then datasets."""
+"""Loading: files become rows (readers), rows become typed records (rows), records become tokens (datasets)."""

@@ -1,4 +1,4 @@
-"""Which rows a step trains on: a pure function, so that a resumed run needs no cursor but its step."""
+"""Order of batches: a pure function of the step, so that a resumed run needs no other cursor."""
 
 import numpy as np
 
@@ -6,11 +6,10 @@ from quadriga.data.errors import UserError
 
 
 def batch_indices(step: int, batch_size: int, rows: int, seed: int) -> list[int]:
-    """Row indices of one batch, `batch_size` of them.
+    """Return the row indices of one batch, `batch_size` of them; `step` counts from 0.
 
-    Rows are shuffled afresh every epoch from (seed, epoch). Batches run on over the border of two epochs: each epoch
-    holds every row exactly once, none is dropped at its end.
-    step: from 0. Raises UserError when there are no rows.
+    Rows are shuffled afresh every epoch from (seed, epoch). A batch may cross the border of two epochs: each epoch
+    holds every row exactly once, and no row is dropped at its end. Raises UserError when there are no rows.
     """
     if rows < 1:
         raise UserError("There are no rows to take a batch from. Check the paths under `data:` and what was skipped.")
@@ -24,5 +23,5 @@ def batch_indices(step: int, batch_size: int, rows: int, seed: int) -> list[int]
 
 
 def hash_seed(*parts: int) -> int:
-    """One seed from several numbers."""
+    """Return one seed that depends on several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])

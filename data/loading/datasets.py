@@ -1,4 +1,4 @@
-"""The loaders: sources become tokenised rows, split by prompt, with every unusable row accounted for."""
+"""Loaders: tokenised rows from the sources, split by prompt, with an account of every unusable row."""
 
 import hashlib
 import json
@@ -16,16 +16,16 @@ from quadriga.data.settings import DataSettings, Source
 from quadriga.data.tokens.chat import ChatEncoder, set_chat_template
 
 MAX_ANSWERS = 16
-"""Most answers of one prompt. They are one batch element, so a single row could exhaust the memory of a rank."""
+"""Largest number of answers per prompt. They are one batch element: a single row could exhaust a rank's memory."""
 BATCH = 1024
-"""Rows tokenised at once."""
+"""Number of rows that are tokenised together."""
 
 Part = Literal["train", "heldout"]
 T = TypeVar("T")
 
 
 class Keyed(Protocol):
-    """A parsed row; rows with one key never end up in both parts of a split."""
+    """A parsed row; rows that share a key stay in one part of a split."""
 
     @property
     def key(self) -> str: ...
@@ -35,12 +35,12 @@ K = TypeVar("K", bound=Keyed)
 
 
 class Unusable(ValueError):
-    """A sound row from which there is nothing to learn: listed, never an error."""
+    """A valid row from which nothing can be learned: listed among the skipped rows, never an error."""
 
 
 @dataclass(slots=True)
 class Split(Generic[T]):
-    """Rows to train on, rows to measure on, and what was left out."""
+    """Rows to train on, rows to measure on, and rows that were left out."""
 
     train: list[T] = field(default_factory=list)
     heldout: list[T] = field(default_factory=list)
@@ -48,18 +48,18 @@ class Split(Generic[T]):
 
 
 def document_texts(settings: DataSettings, seed: int) -> list[str]:
-    """The training texts, for a tokenizer to be trained on.
+    """Return the training texts, from which a tokenizer is trained.
 
-    Raises UserError as the loaders do.
+    Raises UserError as `load_documents`.
     """
     loader = _Loader(settings, seed, _one(rows.document), lambda chats: [[chat.text] for chat in chats])
     return [text for text in loader.load().train if text is not None]
 
 
 def load_documents(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[Tokens]:
-    """Plain text as BOS, text, EOS, cut into pieces of at most `max_tokens`; loss on every token but the first.
+    """Load plain text as BOS, text, EOS, cut into pieces of at most `max_tokens`; loss on every token but the first.
 
-    A piece begins with the last token of the one before, so that every token is predicted exactly once.
+    A piece begins with the last token of the piece before, so that every token is predicted exactly once.
     Raises UserError for missing files, bad rows (unless they are skipped) and data sets without a usable row.
     """
     encoder = _encoder(settings, tokenizer)
@@ -69,25 +69,25 @@ def load_documents(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, s
 
 
 def load_demonstrations(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[Tokens]:
-    """Chats with loss on the assistant's tokens and end tokens; plain text with loss on all of it, as in pre-training.
+    """Load chats with loss on the assistant's tokens and end tokens, and plain text as `load_documents` does.
 
-    Chats longer than `max_tokens` are cut, and lose their end token with it.
+    Chats longer than `max_tokens` are cut, which removes their end token.
     Raises UserError as `load_documents`.
     """
     encoder = _encoder(settings, tokenizer)
 
     def encode(chats: list[rows.Chat]) -> "list[list[Tokens] | ValueError]":
         texts = iter(_texts(encoder, [chat for chat in chats if chat.text is not None], settings.max_tokens))
-        talks = iter(_talks(encoder, [chat for chat in chats if chat.text is None], settings.max_tokens))
-        return [next(talks if chat.text is None else texts) for chat in chats]
+        dialogues = iter(_chats(encoder, [chat for chat in chats if chat.text is None], settings.max_tokens))
+        return [next(dialogues if chat.text is None else texts) for chat in chats]
 
     return _Loader(settings, seed, _one(rows.demonstration), encode).load()
 
 
 def load_rankings(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[RankedTokens]:
-    """Ranked answers, each tokenised with its prompt. Pairs are the case of two answers.
+    """Load ranked answers in any of the ranking formats, each answer tokenised with its prompt.
 
-    Answers longer than `max_tokens` allows are cut. Of equal answers in one group one is kept; equal answers in
+    Answers that exceed `max_tokens` are cut. Of equal answers in one group one is kept; equal answers in
     different groups make a bad row. Rankings without a pair to compare are listed in `skipped`, never an error.
     Raises UserError as `load_documents`.
     """
@@ -96,7 +96,7 @@ def load_rankings(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, se
 
 
 def load_prompts(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[Prompt]:
-    """What the policy is asked. Ids come from the rows, or from their content; of equal ones later ones get a number.
+    """Load the prompts of the policy. Ids come from the rows or from their content; repeated ids get a number.
 
     Raises UserError as `load_documents`.
     """
@@ -131,7 +131,7 @@ class _Loader(Generic[K, T]):
         self.split: Split[T] = Split()
 
     def load(self) -> Split[T]:
-        """Everything that the settings name."""
+        """Load all sources that the settings name."""
         for source in self.settings.train:
             self._add(source, None)
         for source in self.settings.heldout:
@@ -171,29 +171,29 @@ class _Loader(Generic[K, T]):
                     yield row, item
 
     def _part(self, item: K) -> Part:
-        """Decided by the prompt and the seed alone, so that it holds whatever else is in the data."""
+        """Choose the part by a hash of prompt and seed alone, so that it does not depend on the other rows."""
         digest = hashlib.blake2b(json.dumps([self.seed, item.key]).encode(), digest_size=8).digest()
         return "heldout" if int.from_bytes(digest, "big") < self.settings.heldout_fraction * 2**64 else "train"
 
     def _refuse(self, row: Row | BadRow, error: ValueError) -> None:
         bad = BadRow(row.file, row.line, str(error))
         if self.settings.on_bad_row == "error" and not isinstance(error, Unusable):
-            raise UserError(f"{bad}. Mend the row, or set `on_bad_row: skip` to leave such rows out and list them.")
+            raise UserError(f"{bad}. Correct the row, or set `on_bad_row: skip` to leave such rows out and list them.")
         self.split.skipped.append(bad)
 
     def _refuse_empty(self) -> None:
         split, skipped = self.split, self.split.skipped
         if not split.train:
             names = ", ".join(_name(source) for source in self.settings.train)
-            why = (
+            reason = (
                 f"each row was left out ({len(skipped)} in all), the first for: {skipped[0]}" if skipped else "no rows"
             )
-            raise UserError(f"The data set {names} is empty: {why}. Check the path, `columns` and `split`.")
-        asked = self.settings.heldout or [source for source in self.settings.train if source.split is None]
-        if not split.heldout and asked and (self.settings.heldout or self.settings.heldout_fraction):
+            raise UserError(f"The data set {names} is empty: {reason}. Check the path, `columns` and `split`.")
+        sources = self.settings.heldout or [source for source in self.settings.train if source.split is None]
+        if not split.heldout and sources and (self.settings.heldout or self.settings.heldout_fraction):
             raise UserError(
                 f"No rows are held out: {len(split.train)} training rows, `heldout_fraction` at "
-                f"{self.settings.heldout_fraction}. Raise it, or name rows of their own with `heldout`."
+                f"{self.settings.heldout_fraction}. Raise it, or name separate files in `heldout`."
             )
 
 
@@ -208,7 +208,7 @@ def _name(source: Source) -> str:
 def _texts(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "list[list[Tokens] | ValueError]":
     if not chats:
         return []
-    # Special tokens that occur in a text are text there.
+    # The text of a special token inside a document is not that token.
     batch = encoder.tokenizer([chat.text for chat in chats], add_special_tokens=False, split_special_tokens=True)
     before = [] if encoder.bos is None else [encoder.bos]
     results: list[list[Tokens] | ValueError] = []
@@ -220,7 +220,7 @@ def _texts(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "li
     return results
 
 
-def _talks(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "list[list[Tokens] | ValueError]":
+def _chats(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "list[list[Tokens] | ValueError]":
     rendered = [_attempt(encoder.render, chat.messages) for chat in chats]
     encoded = iter(encoder.encode([chat for chat in rendered if not isinstance(chat, ValueError)]))
     results: list[list[Tokens] | ValueError] = []
@@ -284,9 +284,9 @@ def _rankings(
     encoder: ChatEncoder, items: list[_ParsedRanking], max_tokens: int
 ) -> "list[list[RankedTokens] | ValueError]":
     def render(ranking: Ranking) -> Any:
-        # A policy may well say nothing: the reward model must learn what that is worth.
-        answered = [[*ranking.messages, {"role": "assistant", "content": r.text}] for r in ranking.responses]
-        return encoder.render_prompt(ranking.messages), [encoder.render(chat, may_be_empty=True) for chat in answered]
+        # A policy may give an empty answer: the reward model must learn its value.
+        chats = [[*ranking.messages, {"role": "assistant", "content": r.text}] for r in ranking.responses]
+        return encoder.render_prompt(ranking.messages), [encoder.render(chat, may_be_empty=True) for chat in chats]
 
     rendered = [_attempt(render, item.ranking) for item in items]
     good = [attempt for attempt in rendered if not isinstance(attempt, ValueError)]
@@ -337,7 +337,7 @@ def _attempt_list(function: Callable[..., T], *arguments: Any) -> list[T] | Valu
 
 
 def _with_unique_ids(prompts: list[Prompt]) -> list[Prompt]:
-    """Ids seed the sampling: equal ones would give equal answers."""
+    """Number repeated ids: they seed the sampling, so equal ids would give equal answers."""
     seen: dict[str, int] = {}
     result = []
     for prompt in prompts:

@@ -1,4 +1,4 @@
-"""Files become rows: JSON lines, JSON, Parquet, text, Hugging Face data sets on disk, and the built-in tables."""
+"""Readers: rows from JSON lines, JSON, Parquet, text, Hugging Face data sets on disk and the built-in tables."""
 
 import glob
 import gzip
@@ -18,7 +18,7 @@ FORMATS = ".jsonl, .jsonl.gz, .json, .json.gz, .parquet, .txt, .txt.gz or .md"
 
 @dataclass(slots=True)
 class Row:
-    """One row and where it came from. `line` counts from 1 (Parquet and data sets: the row's number)."""
+    """One row and its origin. `line` counts from 1; in Parquet files and data sets it is the row number."""
 
     file: str
     line: int
@@ -27,7 +27,7 @@ class Row:
 
 @dataclass(slots=True)
 class BadRow:
-    """A row that cannot be used, and why."""
+    """A row that cannot be used, with its origin and the reason."""
 
     file: str
     line: int
@@ -38,9 +38,9 @@ class BadRow:
 
 
 def read_source(source: Source) -> Iterator[Row | BadRow]:
-    """The rows of a source, in order, with columns renamed and cut to `source.rows`.
+    """Yield the rows of a source in order, at most `source.rows` of them, with columns renamed.
 
-    Raises UserError when the source does not exist or is not in a known format.
+    Raises UserError when the source does not exist or has an unknown format.
     """
     rows: Iterator[Row | BadRow]
     if source.builtin is not None:
@@ -56,7 +56,7 @@ def _paths(pattern: str) -> list[Path]:
         return [path]
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     if not found:
-        raise UserError(f"No file {pattern} is there. Check the `path` (seen from {Path.cwd()}).")
+        raise UserError(f"No file {pattern} is there. Check the `path` (relative to {Path.cwd()}).")
     return found
 
 
@@ -74,9 +74,9 @@ def _read_path(path: Path) -> Iterator[Row | BadRow]:
         elif name.endswith((".txt", ".md")):
             yield from _read_text(path)
         else:
-            raise UserError(f"{path}: the format is not known. Give a {FORMATS} file, or a folder made by datasets.")
+            raise UserError(f"{path} has an unknown format. Give a {FORMATS} file, or a data set saved by `datasets`.")
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}. Check that the file is whole.") from None
+        raise UserError(f"{path} cannot be read: {error}. Check that the file is complete.") from None
 
 
 def _bytes(path: Path) -> Any:
@@ -109,9 +109,9 @@ def _read_json(path: Path) -> Iterator[Row | BadRow]:
         try:
             values = json.loads(file.read().decode("utf-8-sig"))
         except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}). One row a line needs the ending .jsonl.") from None
+            raise UserError(f"{path} is not JSON ({error}). A file with one row per line must end in .jsonl.") from None
     if not isinstance(values, list):
-        raise UserError(f"{path} is not a JSON list of rows. One row a line needs the ending .jsonl.")
+        raise UserError(f"{path} is not a JSON list of rows. A file with one row per line must end in .jsonl.")
     for number, value in enumerate(values, 1):
         yield _checked(path, number, value)
 
@@ -132,7 +132,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 
 
 def _read_text(path: Path) -> Iterator[Row]:
-    """One row a paragraph: what stands between blank lines."""
+    """Yield one row per paragraph; blank lines separate paragraphs."""
     with _bytes(path) as file:
         text = file.read().decode("utf-8-sig").replace("\r\n", "\n")
     line, position = 1, 0
@@ -148,24 +148,24 @@ def _read_dataset(path: Path) -> Iterator[Row]:
         dataset = load_from_disk(str(path))
     except (FileNotFoundError, ValueError):
         raise UserError(
-            f"{path} is a folder, but no data set that `datasets` saved with save_to_disk. "
+            f"{path} is a folder, but not a data set that `datasets` saved with save_to_disk. "
             f"For files in a folder give a glob such as {path}/*.jsonl."
         ) from None
     if isinstance(dataset, DatasetDict):
         raise UserError(
-            f"{path} holds the splits {', '.join(dataset)}. Give one of them: {path}/{next(iter(dataset))}."
+            f"{path} holds the splits {', '.join(dataset)}. Give the path of one: {path}/{next(iter(dataset))}."
         )
     for number, value in enumerate(dataset, 1):
         yield Row(str(path), number, value)
 
 
 def _builtin(source: Source) -> Iterator[Row]:
-    # The generator is imported only where it is used: most runs read files.
+    # Imported only here: most runs read files.
     from quadriga.data.assistant.world import TABLES
 
     name = source.builtin or ""
     if source.rows is None:
-        raise UserError(f"The built-in table {name} is generated: say with `rows` how many rows.")
+        raise UserError(f"The built-in table {name} is generated: set `rows` to the number of rows.")
     for number, value in enumerate(TABLES[name](source.rows, source.seed), 1):
         yield Row(name, number, value)
 

@@ -1,8 +1,9 @@
-"""Rows become documents, demonstrations, prompts or rankings, recognised by their columns.
+"""Rows: parsing into documents, demonstrations, prompts or rankings, which the columns tell apart.
 
 The columns are those of TRL (text; messages; prompt; prompt, completion; chosen, rejected with or without prompt),
-ranked answers with the best first (messages, responses) and our own `Ranking`. All functions raise ValueError, with the
-reason, for a row that does not fit, and leave columns that they do not know in `meta`.
+ranked answers with the best first (messages, responses) and the fields of `Ranking`; `ranking_formats` adds those of
+labelling tools. All functions raise ValueError, with the reason, for a row that does not fit, and keep unknown columns
+in `meta`.
 """
 
 import hashlib
@@ -28,15 +29,15 @@ class Chat:
 
     @property
     def key(self) -> str:
-        """What must not be in both parts of a split: the chat up to its first question, or the text.
+        """Return the text, or the chat up to its first question: rows that share it stay in one part of a split.
 
-        Later turns are left out because dialogues that begin alike quote each other's answers.
+        Later turns do not count because dialogues that begin alike quote each other's answers.
         """
         return self.text if self.text is not None else _first_question(self.messages)
 
 
 def document(values: dict[str, Any]) -> Chat:
-    """A row of plain text."""
+    """Parse a row of plain text."""
     text = values.get("text")
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"no text in column `text` (columns: {', '.join(values)})")
@@ -44,7 +45,7 @@ def document(values: dict[str, Any]) -> Chat:
 
 
 def demonstration(values: dict[str, Any]) -> Chat:
-    """A chat that ends with an answer, or plain text."""
+    """Parse a chat that ends with an answer, or plain text."""
     if "messages" in values:
         messages = _messages(values["messages"])
         _ends_with_answer(messages)
@@ -60,7 +61,7 @@ def demonstration(values: dict[str, Any]) -> Chat:
 
 
 def prompt(values: dict[str, Any]) -> Chat:
-    """A chat that ends with a question. The answer of a demonstration is kept in `meta["completion"]`."""
+    """Parse a chat that ends with a question; the answer of a demonstration is kept in `meta["completion"]`."""
     if "prompt" in values:
         messages, rest = _question(values["prompt"]), _rest(values, "prompt")
     elif "messages" in values:
@@ -71,14 +72,14 @@ def prompt(values: dict[str, Any]) -> Chat:
     elif "chosen" in values and "rejected" in values:
         messages, rest = ranking(values).messages, {}
     else:
-        raise ValueError(f"the columns {', '.join(values)} hold no prompt: expected prompt or messages")
+        raise ValueError(f"the columns {', '.join(values)} do not hold a prompt: expected prompt or messages")
     if not messages or messages[-1]["role"] == "assistant":
-        raise ValueError("nothing is asked: the last message is the assistant's")
+        raise ValueError("there is no question: the last message is the assistant's")
     return Chat(messages, rest)
 
 
 def ranking(values: dict[str, Any]) -> Ranking:
-    """Ranked answers to one prompt: a preference pair, answers best first, or our own form."""
+    """Parse ranked answers to one prompt: a preference pair, answers best first, or the fields of `Ranking`."""
     if "chosen" in values and "rejected" in values:
         return _from_pair(values)
     if "responses" in values and "ranking" in values:
@@ -109,7 +110,7 @@ def _from_pair(values: dict[str, Any]) -> Ranking:
 
 
 def _split_pair(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], Message, Message]:
-    """The shared prompt, and the last answer of each."""
+    """Return the shared prompt and the last answer of each."""
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
         if len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise ValueError(f"{name} does not end with an answer")
@@ -138,9 +139,9 @@ def _from_ordered(values: dict[str, Any]) -> Ranking:
 
 
 def parse_dialogue(text: str) -> list[Message]:
-    """Read "\\n\\nHuman: ...\\n\\nAssistant: ..." (the form of Bai et al. 2022, arXiv 2204.05862).
+    """Parse "\\n\\nHuman: ...\\n\\nAssistant: ..." (the form of Bai et al. 2022, arXiv 2204.05862).
 
-    Neighbouring turns of one speaker become one message, which chat templates ask for.
+    Neighbouring turns of one speaker become one message, as chat templates require.
     """
     before, *turns = _TURN.split(text)
     if before.strip() or not turns:
@@ -160,7 +161,7 @@ def _is_dialogue(value: Any) -> bool:
 
 
 def _is_whole_chat(value: Any) -> bool:
-    """Whether a chosen or rejected column repeats the prompt, as some data sets do."""
+    """Return whether a chosen or rejected column repeats the prompt, as in some data sets."""
     return _is_dialogue(value) or (isinstance(value, list) and len(value) > 1)
 
 
@@ -171,7 +172,7 @@ def _messages(value: Any) -> list[Message]:
 
 
 def _question(value: Any) -> list[Message]:
-    """A prompt column: text, a dialogue as text, or messages."""
+    """Parse a prompt column: text, a dialogue as text, or messages."""
     if isinstance(value, str) and not _is_dialogue(value):
         if not value.strip():
             raise ValueError("the prompt is empty")
@@ -183,7 +184,7 @@ def _question(value: Any) -> list[Message]:
 
 
 def _answer(value: Any, column: str) -> Message:
-    """An answer column: text, or one assistant message."""
+    """Parse an answer column: text, or one assistant message."""
     if isinstance(value, list):
         messages = _messages(value)
         if len(messages) != 1 or messages[0]["role"] != "assistant":
@@ -209,12 +210,12 @@ def _first_question(messages: list[Message]) -> str:
 
 
 def ranking_key(item: Ranking) -> str:
-    """As `Chat.key`."""
+    """Return the key of a ranking for splits, as `Chat.key`."""
     return _first_question(item.messages)
 
 
 def content_id(value: Any) -> str:
-    """A short name made from content: the same in every run."""
+    """Return a short id that depends on the content alone: the same in every run."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=6).hexdigest()
 
 

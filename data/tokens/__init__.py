@@ -1,1 +1,1 @@
-"""Text to token ids and back: tokenizers, chat templates with their loss masks, packed batches."""
+"""Tokens: tokenizers, chat templates with their loss masks, packed batches."""

@@ -1,4 +1,4 @@
-"""Chats become tokens and a loss mask: rendering by chat template, and the checks that keep the mask honest."""
+"""Chat encoding: chats to tokens and a loss mask by a chat template, with checks that the mask is right."""
 
 import re
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ TEMPLATE = """\
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<assistant>' }}{% endif %}"""
-"""Template of the tokenizers trained here: each role has a token of its own."""
+"""Template of the tokenizers trained here: there is one token per role."""
 
 TEXT_TEMPLATE = """\
 {%- if bos_token %}{{- bos_token }}{% endif %}
@@ -41,22 +41,22 @@ TEXT_TEMPLATE = """\
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '\\nAssistant:' }}{% endif %}"""
-"""Template for tokenizers without role tokens. The blank before an answer belongs to the answer, because most
-tokenizers join it with the first word: the prompt's tokens must not depend on what follows."""
+"""Template for tokenizers without role tokens. The space before an answer belongs to the answer, because most
+tokenizers join it with the first word: the tokens of the prompt must not depend on the answer."""
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(slots=True)
 class Rendered:
-    """A chat as text. `spans`: [start, end) in characters of what the assistant says, end token included."""
+    """A chat as text. `spans`: [start, end) in characters of the assistant's messages, end tokens included."""
 
     text: str
     spans: list[tuple[int, int]]
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None = None) -> None:
-    """Give the tokenizer the template in the Jinja file `path`, or ours where it has none of its own.
+    """Set the tokenizer's template: the Jinja file `path`, or a built-in one where the tokenizer has none.
 
     Raises UserError when the file cannot be read.
     """
@@ -71,8 +71,11 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str | None = Non
 
 
 class ChatEncoder:
-    """Renders and tokenises chats with one tokenizer. A chat that cannot be used raises ValueError with the reason;
-    a template that cannot be used for training raises UserError."""
+    """ChatEncoder: renders and tokenises chats with one tokenizer.
+
+    A chat that cannot be used raises ValueError with the reason; a template that cannot be used for training raises
+    UserError.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         set_chat_template(tokenizer)
@@ -88,7 +91,7 @@ class ChatEncoder:
         self.starts_with_bos = self.bos is not None and tokenizer("a").input_ids[0] == self.bos
 
     def render(self, messages: list[Message], may_be_empty: bool = False) -> Rendered:
-        """The whole chat; it must end with an answer. may_be_empty: that answer may be nothing but the end token."""
+        """Render a whole chat, which must end with an answer; may_be_empty: that answer may be empty."""
         self._check(messages, last="assistant", may_be_empty=may_be_empty)
         text, spans = self._render(messages, marked=self.marked)
         if self.marked:
@@ -96,21 +99,21 @@ class ChatEncoder:
             if not spans or not text.startswith(prompt) or spans[-1][0] != len(prompt):
                 raise UserError(
                     "The chat template's generation prompt differs from what it writes before an assistant message "
-                    "in training, so the model would be asked in a form that it never saw. Mend the template, or "
-                    "give another one with `chat_template`."
+                    "in training, so the model would be prompted in a form that it never saw. Correct the template, "
+                    "or give another one with `chat_template`."
                 )
             return Rendered(text, spans)
         return Rendered(text, self._spans_by_prefix(messages, text))
 
     def render_prompt(self, messages: list[Message]) -> str:
-        """The chat up to the place where the assistant's answer begins."""
+        """Render a chat up to the position where the assistant's answer begins."""
         self._check(messages)
         if messages[-1]["role"] == "assistant":
-            raise ValueError("the last message is the assistant's: nothing is asked")
+            raise ValueError("there is no question: the last message is the assistant's")
         return self._render(messages, prompt=True)[0]
 
     def encode(self, chats: Sequence[Rendered]) -> list[tuple[list[int], list[int]]]:
-        """Token ids and loss mask of each chat, tokenised in one batch.
+        """Return token ids and loss mask of each chat, tokenised in one batch.
 
         The mask is 1 on the assistant's tokens and its end token, and is made from character positions, never from
         token values.
@@ -124,7 +127,7 @@ class ChatEncoder:
         ]
 
     def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each rendered prompt, tokenised in one batch."""
+        """Return the token ids of each rendered prompt, tokenised in one batch."""
         if not texts:
             return []
         return [
@@ -136,8 +139,8 @@ class ChatEncoder:
         if messages[0]["role"] == "assistant":
             raise ValueError("the chat begins with an assistant message")
         for n, message in enumerate(messages):
-            excused = may_be_empty and n == len(messages) - 1
-            if message["role"] == "assistant" and not message["content"].strip() and not excused:
+            allowed = may_be_empty and n == len(messages) - 1
+            if message["role"] == "assistant" and not message["content"].strip() and not allowed:
                 raise ValueError(f"message {n}, an answer, is empty")
             if found := self.special.search(message["content"]):
                 raise ValueError(f"message {n} holds the special token {found.group()!r} as text")
@@ -158,7 +161,7 @@ class ChatEncoder:
         return texts[0], [(start, end) for start, end in spans[0]] if marked else []
 
     def _spans_by_prefix(self, messages: list[Message], text: str) -> list[tuple[int, int]]:
-        """Where a template without generation marks puts the answers: what it adds to the prompt before each."""
+        """Find the answers of a template without generation marks: the text that each adds to the prompt before it."""
         spans = []
         for n, message in enumerate(messages):
             if message["role"] == "assistant":
@@ -167,7 +170,7 @@ class ChatEncoder:
                 if not (answered.startswith(prompt) and text.startswith(answered)):
                     raise UserError(
                         "The chat template has no {% generation %} marks and rewrites earlier messages as the chat "
-                        f"goes on (seen at message {n}), so the assistant's tokens cannot be told from the others. "
+                        f"continues (seen at message {n}), so the assistant's tokens cannot be identified. "
                         "Put {% generation %} and {% endgeneration %} around the assistant's content and end token, "
                         "or give another template with `chat_template`."
                     )
@@ -181,8 +184,8 @@ class ChatEncoder:
             while position < len(ids) and offsets[position][0] < start:
                 if offsets[position][1] > start:
                     raise UserError(
-                        "The chat template's generation prompt ends inside a token: what the model is asked depends on "
-                        "its answer. End the generation prompt with a special token or before the blank, or give "
+                        "The chat template's generation prompt ends inside a token: the prompt's tokens depend on the "
+                        "answer. End the generation prompt with a special token or before the space, or give "
                         "another template with `chat_template`."
                     )
                 position += 1
@@ -190,7 +193,7 @@ class ChatEncoder:
                 last = ids.index(self.eos, position)
             except ValueError:
                 last = -1
-            # Between the marked content and its end token a template may write blanks, never a further message.
+            # Between the marked content and its end token a template may write white space, never another message.
             if last < 0 or offsets[last][0] > end + 1:
                 raise UserError(
                     f"The chat template does not end an assistant message with {self.tokenizer.eos_token!r}, the "
@@ -203,12 +206,12 @@ class ChatEncoder:
         return mask
 
     def _with_bos(self, ids: list[int], mask: list[int]) -> tuple[list[int], list[int]]:
-        """Exactly one BOS, at the start, for models that know one."""
+        """Ensure exactly one BOS, at the start, for models that have one."""
         if self.bos is None:
             return ids, mask
         if ids[:2] == [self.bos, self.bos]:
             raise UserError(
-                f"The chat template writes {self.tokenizer.bos_token!r} twice at the start. Remove one from it."
+                f"The chat template writes {self.tokenizer.bos_token!r} twice at the start. Remove one of them from it."
             )
         if self.starts_with_bos and ids[:1] != [self.bos]:
             return [self.bos, *ids], [0, *mask]

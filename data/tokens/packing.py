@@ -1,7 +1,7 @@
-"""Sequences of any length in one flat row, and which of them go to which rank and micro-batch.
+"""Packing: sequences of any length in one flat row, and the plan of ranks and micro-batches.
 
-Nothing is padded: a batch of N sequences with T tokens in total is one row of T tokens, and `cu_seqlens` says where
-each sequence starts. Position ids and borders come from the real lengths, never from the value of a token.
+There is no padding: a batch of N sequences with T tokens in total is one row of T tokens, and `cu_seqlens` holds the
+start of each sequence. Position ids and borders come from the real lengths, never from the value of a token.
 """
 
 import heapq
@@ -17,7 +17,7 @@ Array = NDArray[Any]
 
 @dataclass
 class PackedBatch:
-    """N sequences laid end to end.
+    """N sequences, one after another.
 
     token_ids: [T] int64.
     position_ids: [T] int64, from 0 in every sequence.
@@ -35,7 +35,7 @@ class PackedBatch:
 
 @dataclass
 class BatchPlan:
-    """Where every element of a batch is computed.
+    """The rank and micro-batch of every element of a batch.
 
     ranks: rank -> micro-batch -> element indices, ascending. Every rank has the same number of micro-batches; an empty
     one is a filler that must run with weight zero, so that all ranks meet in every collective.
@@ -49,9 +49,9 @@ def pack(
     tokens: Mapping[str, Sequence[ArrayLike]] | None = None,
     per_sequence: Mapping[str, ArrayLike] | None = None,
 ) -> PackedBatch:
-    """Lay N sequences end to end, their fields likewise.
+    """Concatenate N sequences and their fields.
 
-    tokens: field name -> N arrays, one value for each token of the sequence. Floats become float32, integers int64.
+    tokens: field name -> N arrays, one value per token of the sequence. Floats become float32, integers int64.
     per_sequence: field name -> array of length N.
     Raises ValueError naming the field and the sequence whose length does not fit.
     """
@@ -73,7 +73,10 @@ def pack(
 
 
 def unpack(flat: ArrayLike, cu_seqlens: ArrayLike) -> list[Array]:
-    """The inverse of `pack` for one field: [T, ...] -> N arrays (views), one a sequence."""
+    """Invert `pack` for one field: [T, ...] -> N arrays (views), one per sequence.
+
+    Raises ValueError unless `flat` has one entry per token.
+    """
     flat, cu_seqlens = np.asarray(flat), np.asarray(cu_seqlens)
     if len(flat) != cu_seqlens[-1]:
         raise ValueError(f"{len(flat)} values for {cu_seqlens[-1]} tokens")
@@ -81,13 +84,13 @@ def unpack(flat: ArrayLike, cu_seqlens: ArrayLike) -> list[Array]:
 
 
 def plan(lengths: Sequence[int], ranks: int, token_budget: int) -> BatchPlan:
-    """Spread elements over ranks and micro-batches; a pure function of its arguments.
+    """Assign elements to ranks and micro-batches; a pure function of its arguments.
 
     lengths: tokens of each element. Ranks are balanced by the largest differencing method (Karmarkar and Karp, 1982);
     each rank's elements are then cut into micro-batches of at most `token_budget` tokens, where an element longer
-    than the budget is alone. Ranks with fewer micro-batches than the fullest one halve their heaviest; where only
+    than the budget is alone. Ranks with fewer micro-batches than others split their heaviest ones in two; where only
     single elements are left, they get fillers. The heaviest micro-batches come first on every rank, so that ranks
-    that wait for each other in a micro-batch do about the same work.
+    that synchronise in a micro-batch do about the same work. Raises ValueError unless ranks and budget are positive.
     """
     if ranks < 1 or token_budget < 1:
         raise ValueError(f"ranks and token_budget must be positive, not {ranks} and {token_budget}")
@@ -101,7 +104,7 @@ def _flat(arrays: Sequence[ArrayLike], lengths: Sequence[int], name: str) -> Arr
     for index, (part, length) in enumerate(zip(parts, lengths, strict=True)):
         if len(part) != length:
             raise ValueError(f"field {name!r} of sequence {index} has {len(part)} values for {length} tokens")
-    # An empty list is a float array to numpy; it must not turn the whole field into floats.
+    # numpy makes a float array of an empty list, which must not turn the whole field into floats.
     return _plain(np.concatenate([part for part in parts if len(part)] or [np.zeros(0, np.float32)]))
 
 
@@ -114,7 +117,7 @@ def _plain(values: Array) -> Array:
 def _balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
     """Split the indices of `lengths` into `parts` lists of nearly equal sums.
 
-    Every element starts as a partition of its own: one full bin, the others empty. The two partitions with the widest
+    Every element starts as a separate partition: one full bin, the others empty. The two partitions with the widest
     spread are merged, fullest bin with emptiest, until one is left.
     """
     heap: list[tuple[int, int, list[tuple[int, list[int]]]]] = [
@@ -131,7 +134,7 @@ def _balance(lengths: Sequence[int], parts: int) -> list[list[int]]:
 
 
 def _cut(indices: Iterable[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Micro-batches of at most `budget` tokens: longest element first, into the first one with room."""
+    """Form micro-batches of at most `budget` tokens: longest element first, into the first one with room."""
     batches: list[tuple[int, list[int]]] = []
     for index in sorted(indices, key=lambda i: (-lengths[i], i)):
         for position, (total, batch) in enumerate(batches):
@@ -144,7 +147,7 @@ def _cut(indices: Iterable[int], lengths: Sequence[int], budget: int) -> list[li
 
 
 def _stretch(batches: list[list[int]], lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Make `count` micro-batches of fewer, heaviest first, without moving an element to a fuller one."""
+    """Split micro-batches until there are `count`, heaviest first, without moving an element to a fuller one."""
 
     def weight(batch: list[int]) -> tuple[int, list[int]]:
         return -sum(lengths[index] for index in batch), batch

@@ -1,4 +1,4 @@
-"""Tokenizers: byte-level BPE trained from texts, and existing ones loaded and made safe."""
+"""Tokenizers: byte-level BPE trained on texts, and existing ones loaded with a safe pad token."""
 
 import logging
 from collections.abc import Iterable
@@ -12,19 +12,19 @@ from quadriga.data.tokens.chat import ROLE_TOKENS, TEMPLATE, set_chat_template
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 SPECIAL_TOKENS = (PAD, BOS, EOS, *ROLE_TOKENS)
-"""Ids 0 to 5 of a tokenizer trained here."""
+"""Special tokens of a tokenizer trained here, with ids 0 to 5."""
 
 MODEL_MAX_LENGTH = 1 << 20
-"""Only a bound that silences length warnings: the model's own context length decides."""
+"""Length that no text reaches, to avoid warnings: the context length of the model is the real limit."""
 
 log = logging.getLogger(__name__)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2) with our special tokens and chat template.
+    """Train byte-level BPE (Sennrich et al. 2016; bytes as in GPT-2) with our special tokens and chat template.
 
     The vocabulary holds the six special tokens, 256 bytes and as many merges as fit; it is smaller than `vocab_size`
-    where the texts do not give that many. `save_pretrained` writes tokenizer.json, tokenizer_config.json and
+    where the texts do not yield that many. `save_pretrained` writes tokenizer.json, tokenizer_config.json and
     chat_template.jinja.
     """
     tokenizer = Tokenizer(models.BPE())
@@ -55,7 +55,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer in the folder `path`, with a chat template (ours where it has none) and a safe pad token.
+    """Load the tokenizer in the folder `path`, with a safe pad token and, if it has none, a built-in chat template.
 
     Raises UserError when the folder holds no tokenizer, when it has no end token, or when no pad token can be found
     that is not the end token.
@@ -80,7 +80,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _choose_pad(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """A pad token equal to the end token would hide the end from every program that masks padding."""
+    """Choose a pad token: one equal to the end token would hide the end from every program that masks padding."""
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]

@@ -106,7 +106,7 @@ def test_a_ranking_that_does_not_fit_is_refused(groups, k, reason):
 def test_more_refusals():
     with pytest.raises(ValueError, match="occurs twice"):
         Ranking("r", ASK, [Response("a", "x"), Response("a", "y")], [["a"]])
-    with pytest.raises(ValueError, match="not rankable, and ranked"):
+    with pytest.raises(ValueError, match="not rankable, but ranked"):
         make_ranking([["0"], ["1"]], 2, not_rankable=True)
     with pytest.raises(ValueError, match="shown_order"):
         make_ranking([["0"], ["1"]], 2, shown_order=["0"])

@@ -109,7 +109,7 @@ def test_publish_replaces_a_folder(tmp_path):
         publish(_folder(tmp_path / "policy.tmp", text), tmp_path / "policy")
         assert (tmp_path / "policy/sub/data").read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
-    with pytest.raises(ValueError, match="not in one folder"):
+    with pytest.raises(ValueError, match="not in the same folder"):
         publish(tmp_path / "policy", tmp_path / "x/policy")
 
 

@@ -91,8 +91,8 @@ def test_sources_that_cannot_be_read(files):
         "y.json": "is not JSON",
         "z.parquet": "not a Parquet file",
         "z.jsonl.gz": "cannot be read",
-        "z.csv": "format is not known",
-        "folder": "no data set",
+        "z.csv": "unknown format",
+        "folder": "not a data set",
         "splits": "holds the splits train",
     }.items():
         with pytest.raises(UserError, match=reason):
@@ -105,5 +105,5 @@ def test_builtin_tables():
     assert [row.values for row in rows] == [
         row.values for row in read_source(Source(builtin="assistant.prompts", rows=5, seed=3))
     ]
-    with pytest.raises(UserError, match="how many rows"):
+    with pytest.raises(UserError, match="number of rows"):
         list(read_source(Source(builtin="assistant.prompts")))

@@ -175,7 +175,7 @@ def test_a_template_may_refuse_a_chat():
     )
     with pytest.raises(ValueError, match="no system role"):
         encode_chat(strict, CHAT)
-    with pytest.raises(ValueError, match="nothing is asked"):
+    with pytest.raises(ValueError, match="there is no question"):
         encode_prompt(OURS, CHAT)
 
 
