@@ -1,4 +1,4 @@
-"""The sentiment example's files: what is in which, and that nothing held out leaks."""
+"""The sentiment example: the content of each file, and that held-out reviews are in no other."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from quadriga.data.examples import OPENING_WORDS, SHORTEST_REVIEW, sentiment
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[tuple[str, str]], Path]:
-    """Four hundred reviews of 5 to 14 words that all differ, and the example made of them."""
+    """Four hundred different reviews of 5 to 14 words, and the example made from them."""
     folder = tmp_path_factory.mktemp("sentiment")
     reviews = []
     for n in range(400):
@@ -25,23 +25,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[tuple[str, str]
 
 
 def read(folder: Path, name: str) -> list[dict[str, str]]:
-    """One of the files."""
+    """Read the rows of one file."""
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
 def owner(text: str) -> str:
-    """The review that a made-up word comes from."""
+    """Return the review from which a made-up word comes."""
     return text.split()[0].split("w")[0]
 
 
 def test_halves_and_held_out_reviews_share_nothing(made: tuple[list[tuple[str, str]], Path]) -> None:
-    """Every review is in the judge's half, held out, or trained on: in exactly one of them."""
+    """Every review is in the judge's half, held out, or trained on: in exactly one of the three."""
     reviews, out = made
     judge = {owner(row["text"]) for row in read(out, "judge")}
     texts = {owner(row["text"]) for row in read(out, "texts")}
     heldout = {owner(row["prompt"]) for row in read(out, "heldout_prompts")}
-    assert len(judge) == 200 and len(texts) == 160
-    assert not judge & texts and not heldout & (judge | texts)
+    assert len(judge) == 200
+    assert len(texts) == 160
+    assert not judge & texts
+    assert not heldout & (judge | texts)
     assert judge | texts | heldout <= {owner(text) for text, _ in reviews}
     for name, whole in (("demonstrations", texts), ("prompts", texts), ("heldout_demonstrations", heldout)):
         assert {owner(row["prompt"]) for row in read(out, name)} <= whole
@@ -56,11 +58,12 @@ def test_demonstrations_are_whole_reviews(made: tuple[list[tuple[str, str]], Pat
     known = {text for text, _ in reviews}
     for row in read(out, "demonstrations") + read(out, "heldout_demonstrations"):
         text = f"{row['prompt']} {row['completion']}"
-        assert text in known and len(text.split()) >= SHORTEST_REVIEW
+        assert text in known
+        assert len(text.split()) >= SHORTEST_REVIEW
         assert len(row["prompt"].split()) == OPENING_WORDS
 
 
-def test_pairs_prefer_positive_and_openings_do_not_tell(made: tuple[list[tuple[str, str]], Path]) -> None:
+def test_openings_of_pairs_do_not_predict_the_preference(made: tuple[list[tuple[str, str]], Path]) -> None:
     """Half of the openings belong to the chosen continuation, half to the rejected one."""
     _, out = made
     pairs = read(out, "pairs")
@@ -73,8 +76,8 @@ def test_pairs_prefer_positive_and_openings_do_not_tell(made: tuple[list[tuple[s
     assert len({row["chosen"] for row in held}) == len({row["rejected"] for row in held}) == len(held)
 
 
-def test_the_same_every_time(made: tuple[list[tuple[str, str]], Path], tmp_path: Path) -> None:
-    """Another seed makes other halves."""
+def test_files_depend_on_the_seed_alone(made: tuple[list[tuple[str, str]], Path], tmp_path: Path) -> None:
+    """The same seed gives the same files, another seed other halves."""
     _, out = made
     sentiment(out.parent / "reviews.jsonl", tmp_path / "a")
     sentiment(out.parent / "reviews.jsonl", tmp_path / "b", seed=1)
@@ -84,8 +87,8 @@ def test_the_same_every_time(made: tuple[list[tuple[str, str]], Path], tmp_path:
 
 
 @pytest.mark.parametrize("line", ['{"text": "no label"}', '{"text": "x", "label": "good"}', "no JSON"])
-def test_rows_that_are_no_reviews(tmp_path: Path, line: str) -> None:
-    """File, line and reason."""
+def test_rows_that_are_not_reviews(tmp_path: Path, line: str) -> None:
+    """The error has file and line."""
     (tmp_path / "bad.jsonl").write_text(line + "\n")
     with pytest.raises(UserError, match=r"bad\.jsonl, line 1"):
         sentiment(tmp_path / "bad.jsonl", tmp_path / "out")

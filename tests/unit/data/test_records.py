@@ -1,4 +1,4 @@
-"""Records refuse what does not fit, and rankings know their pairs."""
+"""Records refuse values that do not fit, and rankings know their pairs."""
 
 from itertools import combinations
 
@@ -30,7 +30,7 @@ def make_ranking(groups, k=None, **changes):
     return Ranking("r", ASK, [Response(id_, f"text {id_}") for id_ in sorted(ids)], groups, **changes)
 
 
-def test_a_sample_knows_its_id_tokens_and_end():
+def test_sample_properties():
     sample = make_sample()
     assert sample.id == "p/2"
     assert sample.token_ids == [1, 3, 9, 4, 7, 8, 2]
@@ -84,7 +84,8 @@ def test_pairs_are_all_pairs_of_different_ranks(numbers):
         if numbers[i] != numbers[j]
     }
     found = [(w.id, loser.id) for w, loser in ranking.pairs()]
-    assert set(found) == expected and len(found) == len(expected)
+    assert set(found) == expected
+    assert len(found) == len(expected)
     assert Ranking.from_row(ranking.to_row()) == ranking
 
 
@@ -103,7 +104,7 @@ def test_a_ranking_that_does_not_fit_is_refused(groups, k, reason):
         make_ranking(groups, k)
 
 
-def test_more_refusals():
+def test_other_rankings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="occurs twice"):
         Ranking("r", ASK, [Response("a", "x"), Response("a", "y")], [["a"]])
     with pytest.raises(ValueError, match="not rankable, but ranked"):
@@ -127,8 +128,10 @@ def test_a_json_row_is_read_with_unknown_columns_in_meta():
         "country": "ch",
     }
     ranking = Ranking.from_row(row)
-    assert ranking.messages == ASK and ranking.id == "7"
-    assert ranking.responses[0].model == "m" and ranking.meta == {"country": "ch"}
+    assert ranking.messages == ASK
+    assert ranking.id == "7"
+    assert ranking.responses[0].model == "m"
+    assert ranking.meta == {"country": "ch"}
     for broken in ({**row, "ranking": ["b", "a"]}, {**row, "responses": ["x", "y"]}, {**row, "responses": None}):
         with pytest.raises(ValueError):
             Ranking.from_row(broken)

@@ -27,7 +27,7 @@ def test_heldout_prompts_occur_in_no_other_table_for_any_seed() -> None:
     assert not heldout & {line for row in assistant.text(8000, 0) for line in row["text"].split("\n")}
 
 
-def test_the_kinds_come_in_turn_and_heldout_prompts_do_not_repeat() -> None:
+def test_heldout_prompts_have_all_kinds_and_do_not_repeat() -> None:
     rows = assistant.heldout_prompts(1200, 0)
     assert Counter(row["kind"] for row in rows) == dict.fromkeys(world.KINDS, 300)
     assert len({row["prompt"][0]["content"] for row in rows}) == 1200
@@ -43,19 +43,23 @@ def test_every_value_is_known_and_every_noun_has_several() -> None:
         assert max(asked.values()) <= 4  # no constant answer is right for more than one country in six
 
 
-def test_reference_answers_are_perfect_and_demonstrations_leave_room() -> None:
+def test_reference_answers_are_perfect() -> None:
     rows = assistant.heldout_prompts(400, 1)
     best = gold([{"prompt": r["prompt"], "messages": r["prompt"], "response": r["answer"], "meta": r} for r in rows])
-    assert all(score_samples["score"] == 1.0 for score_samples in best)
+    assert all(score["score"] == 1.0 for score in best)
+
+
+def test_demonstrations_leave_room_for_improvement() -> None:
     shown = assistant.demonstrations(4000, 1)
-    score_samples = gold([{"response": r["messages"][1]["content"], "meta": r} for r in shown])
+    judged = gold([{"response": r["messages"][1]["content"], "meta": r} for r in shown])
     for kind in world.KINDS:
-        scores = [j["score"] for j, r in zip(score_samples, shown, strict=True) if r["kind"] == kind]
+        scores = [j["score"] for j, r in zip(judged, shown, strict=True) if r["kind"] == kind]
         assert 0.3 < sum(scores) / len(scores) < 0.8
-        assert max(scores) == 1.0 and min(scores) == 0.0
+        assert max(scores) == 1.0
+        assert min(scores) == 0.0
 
 
-def test_every_country_is_told_in_the_text() -> None:
+def test_text_states_every_fact() -> None:
     text = " ".join(row["text"] for row in assistant.text(2000, 0))
     assert all(country in text for country in world.COUNTRIES)
     assert all(f"The {noun} of {country} is {value}." in text for (country, noun), value in world.FACTS.items())

@@ -1,4 +1,4 @@
-"""Loaders: tokens and masks against hand-made ones, splits that hold, every row accounted for; then real data."""
+"""Loaders: tokens and masks against hand-made ones, splits, an account of every row; then real data."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def ids(text):
 
 @pytest.fixture
 def data(tmp_path):
-    """Write rows to a file and give settings that read it."""
+    """Return a function that writes rows to a file and returns settings that read it."""
 
     def make(rows, **options):
         path = tmp_path / "rows.jsonl"
@@ -43,11 +43,12 @@ def data(tmp_path):
     return make
 
 
-def test_documents_are_cut_such_that_each_token_is_predicted_once(data):
+def test_each_token_of_a_cut_document_is_predicted_once(data):
     text = "the cat sat on the mat " * 5
     whole = [BOS, *ids(text), EOS]
     (train,) = [load_documents(data([{"text": text}], max_tokens=8), TOKENIZER, 0).train]
-    assert max(len(row.token_ids) for row in train) == 8 and all(row.loss_mask[0] == 0 for row in train)
+    assert max(len(row.token_ids) for row in train) == 8
+    assert all(row.loss_mask[0] == 0 for row in train)
     predicted = [id_ for row in train for id_, m in zip(row.token_ids, row.loss_mask, strict=True) if m]
     assert predicted == whole[1:]
     assert [row.token_ids[0] for row in train[1:]] == [row.token_ids[-1] for row in train[:-1]]
@@ -66,7 +67,8 @@ def test_pieces_of_any_length(tmp_path_factory, words, max_tokens):
 
 def test_special_tokens_written_in_a_document_are_text(data):
     (row,) = load_documents(data([{"text": "a <eos> b"}]), TOKENIZER, 0).train
-    assert row.token_ids.count(EOS) == 1 and TOKENIZER.decode(row.token_ids) == "<bos>a <eos> b<eos>"
+    assert row.token_ids.count(EOS) == 1
+    assert TOKENIZER.decode(row.token_ids) == "<bos>a <eos> b<eos>"
 
 
 def test_demonstrations_of_all_kinds(data):
@@ -86,7 +88,8 @@ def test_demonstrations_of_all_kinds(data):
 
 def test_long_answers_are_cut_and_long_prompts_are_bad(data):
     cut = load_demonstrations(data([{"prompt": "a", "completion": "x" * 20}], max_tokens=8), TOKENIZER, 0).train[0]
-    assert cut.token_ids == [BOS, USER, *ids("a"), ASSISTANT, *ids("xxxx")] and cut.loss_mask == [0] * 4 + [1] * 4
+    assert cut.token_ids == [BOS, USER, *ids("a"), ASSISTANT, *ids("xxxx")]
+    assert cut.loss_mask == [0] * 4 + [1] * 4
     long = {"prompt": "x" * 20, "completion": "a", "chosen": "a", "rejected": "b"}
     for load in (load_demonstrations, load_prompts, load_rankings):
         with pytest.raises(UserError, match=r"rows.jsonl, line 1: prompt longer than the context: 23 tokens, .* at 8"):
@@ -173,21 +176,20 @@ def test_one_row_may_hold_several_rankings(data):
 
 
 def test_an_empty_answer_can_be_ranked(data):
-    """Policies say nothing at times. In preference pairs of others it is a fault of the data."""
+    """A policy's answer may be empty. In preference pairs of others that is a fault of the data."""
     (row,) = load_rankings(data([{"prompt": "why", "responses": ["not", ""]}]), TOKENIZER, 0).train
     assert row.sequences[1] == [BOS, USER, *ids("why"), ASSISTANT, EOS]
     with pytest.raises(UserError, match="`rejected` is empty"):
         load_rankings(data([{"prompt": "why", "chosen": "not", "rejected": ""}]), TOKENIZER, 0)
 
 
-def test_rankings_without_a_pair_are_listed_and_equal_answers_dropped(data):
-    def ranked(texts, ranking, **more):
-        return {
-            "prompt": "why",
-            "responses": [{"id": str(n), "text": t} for n, t in enumerate(texts)],
-            "ranking": ranking,
-        } | more
+def ranked(texts, ranking, **more):
+    """Return a ranking of these answers; `ranking` holds groups of their numbers."""
+    responses = [{"id": str(n), "text": text} for n, text in enumerate(texts)]
+    return {"prompt": "why", "responses": responses, "ranking": ranking} | more
 
+
+def test_rankings_without_a_pair_are_listed(data):
     rows = [
         ranked("ab", [["0", "1"]]),
         ranked("ab", [], not_rankable=True),
@@ -198,10 +200,16 @@ def test_rankings_without_a_pair_are_listed_and_equal_answers_dropped(data):
     split = load_rankings(data(rows), TOKENIZER, 0)
     assert [row.ranks for row in split.train] == [[0, 1]]
     assert [bad.line for bad in split.skipped] == [1, 2, 4, 5]
+
+
+def test_equal_answers_with_different_ranks_are_bad_rows(data):
     with pytest.raises(UserError, match=r"are the same .*, but ranked differently"):
         load_rankings(data([ranked("aa", [["0"], ["1"]])]), TOKENIZER, 0)
     with pytest.raises(UserError, match="but ranked differently"):  # they differ only where they are cut
         load_rankings(data([ranked(["x" * 20, "x" * 21], [["0"], ["1"]])], max_tokens=10), TOKENIZER, 0)
+
+
+def test_rankings_of_too_many_answers_are_bad_rows(data):
     with pytest.raises(UserError, match="at most 16"):
         load_rankings(data([{"prompt": "a", "responses": [str(n) for n in range(17)]}]), TOKENIZER, 0)
 
@@ -221,7 +229,7 @@ def test_bad_rows_stop_or_are_listed(data):
         load_prompts(DataSettings(train="nowhere.jsonl"), TOKENIZER, 0)
 
 
-def test_the_split_is_by_prompt_and_does_not_depend_on_other_rows(data):
+def test_split_is_by_prompt_alone(data):
     rows = [{"prompt": f"q{n}", "chosen": f"a{m}", "rejected": "b"} for n in range(200) for m in range(2)]
 
     def parts(seed, rows, fraction=0.25, **source):
@@ -229,7 +237,8 @@ def test_the_split_is_by_prompt_and_does_not_depend_on_other_rows(data):
         return [[p.messages[0]["content"] for p in part] for part in (split.train, split.heldout)]
 
     train, heldout = parts(0, rows)
-    assert not set(train) & set(heldout) and set(Counter(train + heldout).values()) == {2}
+    assert not set(train) & set(heldout)
+    assert set(Counter(train + heldout).values()) == {2}
     assert 0.15 < len(heldout) / 400 < 0.35
     assert set(parts(0, rows[::-1])[1]) == set(heldout)
     assert set(parts(0, rows[:200])[1]) == set(heldout) & {f"q{n}" for n in range(100)}
@@ -245,7 +254,7 @@ def test_the_split_is_by_prompt_and_does_not_depend_on_other_rows(data):
         parts(0, rows, 0.0, split="train")
 
 
-def test_sources_are_mixed_and_held_out_rows_read_from_their_own(data, tmp_path):
+def test_sources_are_mixed_and_held_out_apart(data, tmp_path):
     (tmp_path / "more.jsonl").write_text('{"prompt": "more"}\n{"prompt": "still"}\n')
     more = {"path": str(tmp_path / "more.jsonl"), "repeat": 3, "rows": 1}
     base = data([{"prompt": "a"}])
@@ -266,7 +275,8 @@ def test_texts_for_the_tokenizer_leave_held_out_ones_out(data):
 def test_builtin_demonstrations_end_in_the_mask():
     settings_ = DataSettings(train=[{"builtin": "assistant.demonstrations", "rows": 40}])
     for row in load_demonstrations(settings_, TOKENIZER, 0).train:
-        assert row.token_ids[-1] == EOS and row.loss_mask[-1] == 1
+        assert row.token_ids[-1] == EOS
+        assert row.loss_mask[-1] == 1
         assert row.token_ids.index(ASSISTANT) + 1 == row.loss_mask.index(1)
 
 
@@ -283,22 +293,26 @@ def test_hh_rlhf(name):
     skipped = {bad.line for bad in split.skipped}
     kept = [row for line, row in enumerate(raw, 1) if line not in skipped]
     for row, pair in zip(kept, split.train, strict=True):
-        assert pair.ranks == [0, 1] and len(pair.sequences) == 2
+        assert pair.ranks == [0, 1]
+        assert len(pair.sequences) == 2
         for sequence, column in zip(pair.sequences, ("chosen", "rejected"), strict=True):
-            assert sequence.count(BOS) == 1 and sequence[-1] == EOS and sequence[pair.prompt_length - 1] == ASSISTANT
-            said = TOKENIZER.decode(sequence[pair.prompt_length : -1])
-            assert _letters(row[column]).endswith(_letters(said)) and said
+            assert sequence.count(BOS) == 1
+            assert sequence[-1] == EOS
+            assert sequence[pair.prompt_length - 1] == ASSISTANT
+            answer = TOKENIZER.decode(sequence[pair.prompt_length : -1])
+            assert _letters(row[column]).endswith(_letters(answer))
+            assert answer
             assert _letters(TOKENIZER.decode(sequence, skip_special_tokens=True)) == _letters(row[column])
 
 
 def _letters(text):
-    """Without speakers and blanks, which the template replaces."""
+    """Return a text without speakers and white space, which the template replaces."""
     return "".join(text.replace("\n\nHuman:", "").replace("\n\nAssistant:", "").split())
 
 
 @needs("hh-rlhf")
 def test_hh_rlhf_traps_in_whole(tmp_path):
-    """Every identical pair, empty answer and doubled turn of both files, and nothing else, passes by here."""
+    """All identical pairs, empty answers and doubled turns of both files, and no other rows."""
     odd = []
     for name in ("helpful", "harmless"):
         with gzip.open(CORPORA / f"hh-rlhf/{name}-base.test.jsonl.gz") as file:
@@ -320,7 +334,7 @@ def test_hh_rlhf_traps_in_whole(tmp_path):
         "the answer of rejected is empty": 4,
         "the answer of chosen is empty": 4,
     }
-    assert len(split.train) == 14  # their prompts seem to differ, because an answer goes on after "Assistant:"
+    assert len(split.train) == 14  # their prompts seem to differ, because an answer continues after "Assistant:"
 
 
 @needs("oasst-ranked")
@@ -335,7 +349,8 @@ def test_oasst_ranked():
     by_id = {(row["id"], len(row["responses"]), row["responses"][0].strip()) for row in raw}
     for row in loaded:
         best = TOKENIZER.decode(row.sequences[row.ranks.index(0)][row.prompt_length : -1])
-        assert row.ranks == list(range(len(row.ranks))) and (row.id, len(row.ranks), best) in by_id
+        assert row.ranks == list(range(len(row.ranks)))
+        assert (row.id, len(row.ranks), best) in by_id
     # Two rankings of one tree share its first question, so they are on one side.
     first = [{tuple(row.sequences[0][:20]) for row in part} for part in (split.train, split.heldout)]
     assert not first[0] & first[1]
@@ -355,7 +370,8 @@ def test_oasst_trees():
 def test_gsm8k_with_renamed_columns():
     source = {"path": str(CORPORA / "gsm8k/test.jsonl.gz"), "rows": 200, "columns": {"prompt": "question"}}
     prompts = load_prompts(DataSettings(train=[source], max_tokens=2048), TOKENIZER, 0).train
-    assert len(prompts) == 200 and all("#### " in prompt.meta["answer"] for prompt in prompts)
+    assert len(prompts) == 200
+    assert all("#### " in prompt.meta["answer"] for prompt in prompts)
     columns = {"prompt": "question", "completion": "answer"}
     rows = load_demonstrations(DataSettings(train=[source | {"columns": columns}], max_tokens=4096), TOKENIZER, 0).train
     assert len(rows) == 200
@@ -366,7 +382,8 @@ def test_gsm8k_with_renamed_columns():
 def test_sentence_polarity_as_documents():
     source = {"path": str(CORPORA / "sentence-polarity/sentences.jsonl"), "rows": 300}
     split = load_documents(DataSettings(train=[source], max_tokens=2048), TOKENIZER, 0)
-    assert len(split.train) == 300 and {row.meta["label"] for row in split.train} <= {"pos", "neg"}
+    assert len(split.train) == 300
+    assert {row.meta["label"] for row in split.train} <= {"pos", "neg"}
 
 
 @needs("stories260K")

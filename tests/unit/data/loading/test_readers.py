@@ -1,4 +1,4 @@
-"""Every format gives the same rows, and a bad row is named by file, line and reason."""
+"""Every format gives the same rows; bad rows carry file, line and reason."""
 
 import gzip
 import json
@@ -69,11 +69,9 @@ def test_bad_rows_carry_their_line(tmp_path):
     assert (good.values, last.values, last.line) == ({"text": "a"}, {"text": "b"}, 6)
     assert all(isinstance(row, BadRow) for row in (first, second, third))
     assert [first.line, second.line, third.line] == [3, 4, 5]
-    assert (
-        first.reason == "not JSON (Expecting value, column 1)"
-        and "not a JSON object" in second.reason
-        and third.reason == "not UTF-8 text (invalid start byte, byte 11)"
-    )
+    assert first.reason == "not JSON (Expecting value, column 1)"
+    assert "not a JSON object" in second.reason
+    assert third.reason == "not UTF-8 text (invalid start byte, byte 11)"
 
 
 def test_sources_that_cannot_be_read(files):
@@ -101,7 +99,8 @@ def test_sources_that_cannot_be_read(files):
 
 def test_builtin_tables():
     rows = list(read_source(Source(builtin="assistant.prompts", rows=5, seed=3)))
-    assert len(rows) == 5 and rows[0].file == "assistant.prompts"
+    assert len(rows) == 5
+    assert rows[0].file == "assistant.prompts"
     assert [row.values for row in rows] == [
         row.values for row in read_source(Source(builtin="assistant.prompts", rows=5, seed=3))
     ]

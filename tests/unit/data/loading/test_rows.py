@@ -1,4 +1,4 @@
-"""Rows are recognised by their columns, and what does not fit gets a reason."""
+"""Rows are recognised by their columns; rows that do not fit raise the reason."""
 
 import pytest
 

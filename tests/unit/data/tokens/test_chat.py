@@ -1,9 +1,8 @@
-"""The loss mask covers what the assistant says and its end token, for every kind of template, or is refused."""
-
-from pathlib import Path
+"""The loss mask covers the assistant's messages and end tokens for every kind of template that is accepted."""
 
 import pytest
 from chat_tokens import encode_chat, encode_prompt
+from corpora import CORPORA, needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -13,7 +12,6 @@ from quadriga.data.errors import UserError
 from quadriga.data.tokens.chat import TEXT_TEMPLATE, ChatEncoder, set_chat_template
 from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
 
-STORIES = Path(__file__).parents[4] / "../shared/data/stories260K/hf"
 CHAT = [
     {"role": "system", "content": "Be kind."},
     {"role": "user", "content": " Hello there "},
@@ -34,7 +32,7 @@ OURS = train_tokenizer(["Hello there, who are you? Me. Be kind."] * 3, 300)
 
 
 def foreign(template=None, bos=None, adds_bos=False, eos="<|im_end|>"):
-    """A byte-level tokenizer as others make them."""
+    """Return a byte-level tokenizer of other origin."""
     backend = Tokenizer(
         models.BPE(vocab={c: n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
     )
@@ -71,7 +69,8 @@ def test_the_prompt_is_the_beginning_of_the_answered_chat():
     for tokenizer in (OURS, foreign(CHATML), foreign(MARKED), foreign()):
         prompt, (ids, mask) = encode_prompt(tokenizer, CHAT[:-1]), encode_chat(tokenizer, CHAT)
         assert ids[: len(prompt)] == prompt
-        assert mask[len(prompt)] == 1 and mask[len(prompt) - 1] == 0
+        assert mask[len(prompt)] == 1
+        assert mask[len(prompt) - 1] == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -87,13 +86,14 @@ def test_any_text_comes_back_from_the_mask(turns):
     except ValueError as error:
         assert "special token" in str(error)
         return
-    assert ids.count(1) == 1 and ids[0] == 1
+    assert ids.count(1) == 1
+    assert ids[0] == 1
     answered = OURS.decode([id_ for id_, m in zip(ids, mask, strict=True) if m])
     assert answered == "".join(text.strip() + "<eos>" for _, text in turns)
 
 
-def test_templates_with_and_without_marks_give_one_mask():
-    """The marks leave the end token out; it is taken in. The newline after it is never the assistant's."""
+def test_templates_with_and_without_marks_agree():
+    """The marks exclude the end token, the mask includes it. The newline after it is never the assistant's."""
     assert encode_chat(foreign(CHATML), CHAT) == encode_chat(foreign(MARKED), CHAT)
     assert masked_text(foreign(CHATML), CHAT) == "Hi.<|im_end|>Me, ünï\n<|im_end|>"
 
@@ -117,7 +117,10 @@ def test_exactly_one_bos():
     ):
         bos = tokenizer.bos_token_id
         ids, mask = encode_chat(tokenizer, CHAT)
-        assert ids.count(bos) == 1 and ids[0] == bos and len(mask) == len(ids) and mask[0] == 0
+        assert ids.count(bos) == 1
+        assert ids[0] == bos
+        assert len(mask) == len(ids)
+        assert mask[0] == 0
         assert encode_prompt(tokenizer, CHAT[:2])[:2].count(bos) == 1
     assert encode_chat(foreign(CHATML), CHAT)[0][0] == foreign().convert_tokens_to_ids("<|im_start|>")
     with pytest.raises(UserError, match="twice at the start"):
@@ -137,8 +140,8 @@ def test_templates_that_cannot_be_trained_with_are_refused():
         encode_chat(foreign(MARKED.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>bot\n{% endif %}")), CHAT)
 
 
-def test_a_generation_prompt_that_ends_inside_a_token_is_refused():
-    """With the blank in the prompt, " Me" would be one token in training and two when generating."""
+def test_generation_prompt_inside_a_token_is_refused():
+    """With the space in the prompt, " Me" would be one token in training and two when generating."""
     tokenizer = train_tokenizer([" Me Me Me Me"] * 5, 300)
     assert tokenizer.tokenize(" Me") == ["ĠMe"]
     tokenizer.chat_template = (
@@ -189,18 +192,20 @@ def test_a_template_file_is_used_and_a_missing_one_reported(tmp_path):
 
 
 def test_a_padding_id_inside_an_answer_stays_in_the_mask():
-    """No mask is made from ids: a pad token that is an ordinary one changes nothing."""
+    """Masks do not depend on ids: a pad token that is also an ordinary token changes nothing."""
     tokenizer = foreign(CHATML)
     before = encode_chat(tokenizer, CHAT)
     tokenizer.pad_token = tokenizer.eos_token
     assert encode_chat(tokenizer, CHAT) == before
 
 
-@pytest.mark.skipif(not STORIES.exists(), reason="the stories260K tokenizer is not here")
+@needs("stories260K")
 def test_a_real_llama_tokenizer_without_a_template():
-    tokenizer = load_tokenizer(STORIES)
+    tokenizer = load_tokenizer(CORPORA / "stories260K/hf")
     ids, mask = encode_chat(tokenizer, CHAT)
-    assert ids[0] == 1 and ids.count(1) == 1
-    assert ids.count(2) == 2 and all(mask[i] for i, id_ in enumerate(ids) if id_ == 2)
+    assert ids[0] == 1
+    assert ids.count(1) == 1
+    assert ids.count(2) == 2
+    assert all(mask[i] for i, id_ in enumerate(ids) if id_ == 2)
     assert masked_text(tokenizer, CHAT).split("</s>")[0].strip() == "Hi."
     assert ids[: len(encode_prompt(tokenizer, CHAT[:-1]))] == encode_prompt(tokenizer, CHAT[:-1])

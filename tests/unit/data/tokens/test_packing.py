@@ -1,3 +1,5 @@
+"""Packing: real lengths, exact inverses, and plans that balance the ranks."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,18 +16,24 @@ def test_pack_lays_sequences_end_to_end() -> None:
         {"mask": [[0, 1, 1], [1], [0, 1]], "old": [np.array([0.0, 0.5, 1.5]), np.array([2.0]), np.array([3.0, 4.0])]},
         {"group": [0, 0, 1]},
     )
-    assert batch.token_ids.tolist() == [5, 6, 7, 8, 9, 10] and batch.token_ids.dtype == np.int64
-    assert batch.position_ids.tolist() == [0, 1, 2, 0, 0, 1] and batch.position_ids.dtype == np.int64
-    assert batch.cu_seqlens.tolist() == [0, 3, 4, 6] and batch.cu_seqlens.dtype == np.int32
-    assert batch.tokens["mask"].tolist() == [0, 1, 1, 1, 0, 1] and batch.tokens["mask"].dtype == np.int64
-    assert batch.tokens["old"].tolist() == [0.0, 0.5, 1.5, 2.0, 3.0, 4.0] and batch.tokens["old"].dtype == np.float32
+    assert batch.token_ids.tolist() == [5, 6, 7, 8, 9, 10]
+    assert batch.token_ids.dtype == np.int64
+    assert batch.position_ids.tolist() == [0, 1, 2, 0, 0, 1]
+    assert batch.position_ids.dtype == np.int64
+    assert batch.cu_seqlens.tolist() == [0, 3, 4, 6]
+    assert batch.cu_seqlens.dtype == np.int32
+    assert batch.tokens["mask"].tolist() == [0, 1, 1, 1, 0, 1]
+    assert batch.tokens["mask"].dtype == np.int64
+    assert batch.tokens["old"].tolist() == [0.0, 0.5, 1.5, 2.0, 3.0, 4.0]
+    assert batch.tokens["old"].dtype == np.float32
     assert batch.sequences["group"].tolist() == [0, 0, 1]
 
 
 def test_positions_ignore_token_values() -> None:
-    """Detail 2: positions and borders come from real lengths, also when every token is the padding token 0."""
+    """Positions and borders come from real lengths, also when every token is the padding token 0."""
     batch = pack([[0, 0, 0], [0, 0]])
-    assert batch.position_ids.tolist() == [0, 1, 2, 0, 1] and batch.cu_seqlens.tolist() == [0, 3, 5]
+    assert batch.position_ids.tolist() == [0, 1, 2, 0, 1]
+    assert batch.cu_seqlens.tolist() == [0, 3, 5]
 
 
 @given(ragged)
@@ -80,7 +88,7 @@ def test_small_batches() -> None:
 
 
 def test_ranks_run_short_of_micro_batches() -> None:
-    """One long element forces three micro-batches on its rank's peers to be met by splits, then fillers."""
+    """Three micro-batches of one rank are matched by fillers on the rank with one long element."""
     batches = plan([30, 10, 10, 10], 2, 10).ranks
     assert sorted(batches) == sorted([[[0], [], []], [[1], [2], [3]]])
 

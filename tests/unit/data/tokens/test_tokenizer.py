@@ -1,20 +1,18 @@
-"""Trained tokenizers have the agreed ids and files; loaded ones are made safe or refused."""
-
-from pathlib import Path
+"""Trained tokenizers have the agreed ids and files; loaded ones get a safe pad token or are refused."""
 
 import pytest
+from corpora import CORPORA, needs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from quadriga.data.errors import UserError
 from quadriga.data.tokens.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
 
-STORIES = Path(__file__).parents[4] / "../shared/data/stories260K/hf"
 TEXTS = ["the cat sat on the mat", "the dog sat on the cat", "a mat for the dog"] * 5
 
 
 def plain_tokenizer(special, **roles):
-    """A byte-level tokenizer as others make them, with these special tokens."""
+    """Return a byte-level tokenizer of other origin with these special tokens."""
     backend = Tokenizer(
         models.BPE(vocab={c: n for n, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])
     )
@@ -57,7 +55,7 @@ def test_saved_files_load_in_transformers(tmp_path):
         assert loaded.decode([3, *loaded("x", add_special_tokens=False).input_ids, 2], skip_special_tokens=True) == "x"
 
 
-def test_what_is_no_tokenizer_is_refused(tmp_path):
+def test_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError, match="no folder"):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(UserError, match="does not hold a tokenizer"):
@@ -83,8 +81,8 @@ def test_the_pad_token_is_never_the_end_token(tmp_path):
         load_tokenizer(tmp_path / "c")
 
 
-@pytest.mark.skipif(not STORIES.exists(), reason="the stories260K tokenizer is not here")
+@needs("stories260K")
 def test_a_real_llama_tokenizer():
-    tokenizer = load_tokenizer(STORIES)
+    tokenizer = load_tokenizer(CORPORA / "stories260K/hf")
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
     assert len(tokenizer) == 512
