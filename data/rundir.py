@@ -135,20 +135,20 @@ class RunDir:
             file.flush()
             yield
 
-    def request(self, what: str, value: Any = True) -> None:
+    def request(self, name: str, value: Any = True) -> None:
         """Leave a request for the process that runs here, which checks for one at every step. Any process may call it.
 
-        what: `stop`, or `rollout` with the wanted number of workers.
+        name: `stop`, or `rollout` with the wanted number of workers.
         """
         folder = self.path / "requests"
         folder.mkdir(exist_ok=True)
-        write_json_atomic(folder / f"{what}.json", value)
+        write_json_atomic(folder / f"{name}.json", value)
 
-    def requested(self, what: str) -> Any:
+    def requested(self, name: str) -> Any:
         """Return the value of a request to this run or to the pipeline of which it is a stage; None without one."""
         for folder in self._with_pipeline():
             try:
-                return json.loads((folder / "requests" / f"{what}.json").read_text(encoding="utf-8"))
+                return json.loads((folder / "requests" / f"{name}.json").read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
         return None
@@ -168,9 +168,9 @@ class RunDir:
     def _with_pipeline(self) -> list[Path]:
         return [self.path, self.path.parent.parent] if self.path.parent.name.startswith("round-") else [self.path]
 
-    def clear_request(self, what: str) -> None:
+    def clear_request(self, name: str) -> None:
         """Remove a request from this folder: it was met, or made before this attempt."""
-        (self.path / "requests" / f"{what}.json").unlink(missing_ok=True)
+        (self.path / "requests" / f"{name}.json").unlink(missing_ok=True)
 
     def end_attempt(self, status: Status, error: str | None = None) -> None:
         """Record how the attempt ended; `error` is the root cause."""

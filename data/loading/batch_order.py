@@ -12,7 +12,7 @@ def batch_indices(step: int, batch_size: int, rows: int, seed: int) -> list[int]
     holds every row exactly once, and no row is dropped at its end. Raises UserError when there are no rows.
     """
     if rows < 1:
-        raise UserError("There are no rows to take a batch from. Check the paths under `data:` and what was skipped.")
+        raise UserError("There are no rows to take a batch from. Check the paths under `data:` and the skipped rows.")
     first = step * batch_size
     picked: list[int] = []
     while len(picked) < batch_size:

@@ -1,4 +1,4 @@
-"""Conversion of files of rankings from one form to another, with an account of what the new form cannot hold."""
+"""Conversion of files of rankings from one form to another, with an account of the losses."""
 
 import json
 from collections import Counter
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Conversion:
-    """The account of a conversion: rankings read, rows written, source rows without a ranking, what was dropped."""
+    """The account of a conversion: counts of rankings read, rows written, source rows without a ranking, and losses."""
 
     rankings: int = 0
     rows: int = 0
@@ -100,7 +100,7 @@ def _error(row: BadRow) -> UserError:
 def _why_nothing(source: str, to: FormName, result: Conversion) -> str:
     if not result.rankings:
         return f"{source} holds no ranking of two or more answers. Check the file and --from."
-    reasons = "; ".join(f"{count} {what}" for what, count in result.dropped.items())
+    reasons = "; ".join(f"{count} {loss}" for loss, count in result.dropped.items())
     return f"Nothing of {source} can be written as {to}, which cannot hold {reasons}. Choose another form with --to."
 
 

@@ -1,8 +1,8 @@
 """Ranking formats: rankings to and from the forms of TRL, OpenAssistant, Argilla and Label Studio.
 
-`read` recognises the form of a row by its columns. Every `to_` function returns the rows of the other form and counts
-what the form cannot hold and was dropped for that reason; `write` adds the fields of a `Ranking` that the form has no
-place for. Every `from_` function raises ValueError with the reason when a record does not fit.
+`read` recognises the form of a row by its columns. Every `to_` function returns the rows of the other form and
+counts the losses: content that the form cannot hold. `write` adds the fields of a `Ranking` that have no place in the
+form. Every `from_` function raises ValueError with the reason when a record does not fit.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from quadriga.data.records import Message, Ranking, Response
 
 Row = dict[str, Any]
 Dropped = Counter[str]
-"""What a form could not hold, as a noun phrase with its reason -> how often."""
+"""Losses of a conversion: a noun phrase with the reason -> its count."""
 FormName = Literal["quadriga", "trl", "openassistant", "argilla", "label-studio"]
 
 
@@ -333,7 +333,7 @@ class Form:
     """One way to write rankings down.
 
     matches: whether a row has this form, by its columns. read: the rankings of one row. write: the rows of one ranking
-    and what they cannot hold. keeps: the fields of `Ranking` beyond prompt, answers and groups that `write` keeps;
+    and its losses. keeps: the fields of `Ranking` beyond prompt, answers and groups that `write` keeps;
     `model` and `logprob` are those of the answers.
     """
 
@@ -399,7 +399,7 @@ def read(row: Row, form: FormName | None = None) -> list[Ranking]:
 
 
 def write(ranking: Ranking, form: FormName) -> tuple[list[Row], Dropped]:
-    """Return the rows of a ranking in a form, and what the form cannot hold, counted."""
+    """Return the rows of a ranking in a form, and the count of each loss."""
     rows, dropped = FORMS[form].write(ranking)
     plain = Ranking(ranking.id, ranking.messages, ranking.responses, ranking.ranking, ranking.not_rankable)
     lost = Counter(name for name in _EXTRA_FIELDS if getattr(ranking, name) != getattr(plain, name))

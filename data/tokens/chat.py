@@ -98,7 +98,7 @@ class ChatEncoder:
             prompt, _ = self._render(messages[:-1], prompt=True)
             if not spans or not text.startswith(prompt) or spans[-1][0] != len(prompt):
                 raise UserError(
-                    "The chat template's generation prompt differs from what it writes before an assistant message "
+                    "The chat template's generation prompt differs from its text before an assistant message "
                     "in training, so the model would be prompted in a form that it never saw. Correct the template, "
                     "or give another one with `chat_template`."
                 )

@@ -20,8 +20,11 @@ def convert(
 ) -> None:
     """Convert rankings between Quadriga's form and those of TRL, OpenAssistant, Argilla and Label Studio.
 
-    What the new form cannot hold, such as ties in TRL's pairs, is dropped, counted and printed. A row that does not fit
-    is an error with file and line, and nothing is written. A reward stage reads all of these forms directly.
+    Content that the new form cannot hold, such as ties in TRL's pairs, is dropped, counted and printed.
+
+    A row that does not fit is an error with file and line, and nothing is written.
+
+    A reward stage reads all of these forms directly.
 
     Examples:
 
@@ -33,8 +36,8 @@ def convert(
 
     done = convert_file(source, target, to, from_, force)
     console = Console()
-    for what, count in done.dropped.items():
-        console.print(f"Dropped {count} {what}.", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    for loss, count in done.dropped.items():
+        console.print(f"Dropped {count} {loss}.", style="yellow", highlight=False, markup=False, soft_wrap=True)
     if done.unranked:
         text = f"Left out {done.unranked} row(s) of {source} without two ranked answers."
         console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
