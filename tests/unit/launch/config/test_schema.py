@@ -1,0 +1,43 @@
+"""The JSON schema that editors show: every setting has a description, and it is a full sentence."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from pydantic import BaseModel
+
+from quadriga.launch.config.error_messages import models_in
+from quadriga.launch.config.load import STAGES
+
+
+def settings_classes() -> list[type[BaseModel]]:
+    """Every settings class that a config can reach."""
+    found: dict[str, type[BaseModel]] = {}
+    waiting = list(STAGES.values())
+    while waiting:
+        model = waiting.pop()
+        if model.__name__ not in found:
+            found[model.__name__] = model
+            waiting += [inner for field in model.model_fields.values() for inner in models_in(field.annotation)]
+    return [found[name] for name in sorted(found)]
+
+
+def fields() -> Iterator[tuple[str, str]]:
+    """(class.field, description) of every setting."""
+    for model in settings_classes():
+        for name, field in model.model_fields.items():
+            yield f"{model.__name__}.{name}", " ".join((field.description or "").split())
+
+
+def test_every_class_is_reached() -> None:
+    names = {model.__name__ for model in settings_classes()}
+    assert {"PpoStage", "ClusterSettings", "SshSettings", "Source", "KLSettings", "RewardFunctionSettings"} <= names
+
+
+@pytest.mark.parametrize(("name", "description"), list(fields()))
+def test_description_is_a_sentence(name: str, description: str) -> None:
+    """It begins with a capital (or a quoted word), ends with a stop, and does not lean on the key above it."""
+    assert re.match(r"[A-Z`0-9]", description), f"{name}: {description!r}"
+    assert re.search(r"[.)]$", description), f"{name}: {description!r}"
+    assert not re.match(r"(Of|As|More) ", description), f"{name}: {description!r}"
+    assert len(description.split()) >= (3 if name.endswith((".stage", ".type")) else 2), f"{name}: {description!r}"
