@@ -1,1 +1,1 @@
-"""What can be known to be wrong before anything starts: the machine, the models, the data, the placement."""
+"""Checks that run before anything starts: the machine, the models, the data and the placement."""

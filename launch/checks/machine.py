@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a machine: Python, disk, memory, ports, installed versions, GPU."""
+"""Checks of this machine: Python, disk, memory, ports, installed versions and GPU."""
 
 import os
 import re
@@ -16,54 +16,54 @@ from quadriga.launch.checks.report import CheckResult, gpu_count
 
 GIB = 1 << 30
 IMPORTS = ("torch", "transformers", "ray", "deepspeed", "vllm", "wandb")
-"""Imported for trial, each in a process of its own."""
+"""Packages that are imported as a test, each in a separate process."""
 
 
 def check_machine() -> Iterator[CheckResult]:
-    """Everything that can be seen without starting Ray; the trial imports take about half a minute."""
-    yield python_version(sys.version_info[:2])
-    yield free_disk(Path.cwd(), shutil.disk_usage(Path.cwd()).free)
-    yield free_memory(_available_memory())
+    """Check everything that can be seen without starting Ray; the test imports take about half a minute."""
+    yield check_python(sys.version_info[:2])
+    yield check_disk(Path.cwd(), shutil.disk_usage(Path.cwd()).free)
+    yield check_memory(_available_memory())
     yield CheckResult("ok", "cores", f"{cores()} CPU cores")
-    yield compiler()
-    yield shared_memory()
-    yield ports()
-    yield from gpu()
-    yield tracking_key()
-    yield from pinned_versions()
+    yield check_compiler()
+    yield check_shared_memory()
+    yield check_ports()
+    yield from check_gpus()
+    yield check_tracking_key()
+    yield from check_versions()
     with ThreadPoolExecutor(max_workers=cores()) as threads:
-        yield from threads.map(trial_import, IMPORTS)
+        yield from threads.map(check_import, IMPORTS)
 
 
-def python_version(found: Sequence[int]) -> CheckResult:
-    """3.11 or 3.12."""
+def check_python(found: Sequence[int]) -> CheckResult:
+    """Check that Python is 3.11 or 3.12."""
     text = ".".join(map(str, found))
     if not (3, 11) <= tuple(found) < (3, 13):
-        wanted = f"Quadriga needs Python 3.11 or 3.12, and this is {text}: install one and run `make clean setup`."
-        return CheckResult("problem", "python", wanted)
+        problem = f"Quadriga needs Python 3.11 or 3.12, and this is {text}: install one and run `make clean setup`."
+        return CheckResult("problem", "python", problem)
     return CheckResult("ok", "python", f"Python {text}")
 
 
-def free_disk(folder: Path, free: int) -> CheckResult:
-    """Room for checkpoints. free: bytes."""
+def check_disk(folder: Path, free: int) -> CheckResult:
+    """Check that there is room for checkpoints. free: bytes."""
     if free < 2 * GIB:
-        text = f"Only {free / GIB:.1f} GB of disk are free at {folder}: free at least 2 GB, or set `run_dir` elsewhere."
+        text = f"Only {free / GIB:.1f} GB of disk is free at {folder}: free at least 2 GB, or set `run_dir` elsewhere."
         return CheckResult("problem", "disk", text)
     return CheckResult("ok", "disk", f"{free / GIB:.0f} GB free at {folder}")
 
 
-def free_memory(free: int | None) -> CheckResult:
-    """Room for the processes of the pocket recipe. free: bytes, None where the system does not tell."""
+def check_memory(free: int | None) -> CheckResult:
+    """Check that there is room for the processes of the pocket recipe. free: bytes; None if unknown."""
     if free is None:
-        return CheckResult("note", "memory", "This system does not tell how much memory is free.")
+        return CheckResult("note", "memory", "This system does not report how much memory is free.")
     if free < 4 * GIB:
-        text = f"Only {free / GIB:.1f} GB of memory are free; four models and vLLM need 4 GB even when they are tiny."
+        text = f"Only {free / GIB:.1f} GB of memory is free: free at least 4 GB, which even tiny models and vLLM need."
         return CheckResult("problem", "memory", text)
     return CheckResult("ok", "memory", f"{free / GIB:.0f} GB of memory free")
 
 
-def compiler() -> CheckResult:
-    """Not needed on CPU; DeepSpeed builds its offloaded optimizer with one."""
+def check_compiler() -> CheckResult:
+    """Look for a C++ compiler. DeepSpeed builds its offloaded optimizer with one; CPU runs do not need it."""
     found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
     if found is None:
         text = "No C++ compiler is installed. Only `offload` on a GPU needs one (for example the package g++)."
@@ -71,8 +71,8 @@ def compiler() -> CheckResult:
     return CheckResult("ok", "compiler", f"C++ compiler {found}")
 
 
-def shared_memory() -> CheckResult:
-    """Ray keeps objects in /dev/shm and falls back to slow files where it is small, as it is in many containers."""
+def check_shared_memory() -> CheckResult:
+    """Check that /dev/shm has room. Where it is small, as in many containers, Ray keeps objects in slower files."""
     folder = Path("/dev/shm")
     if not folder.is_dir():
         return CheckResult("note", "shared memory", "There is no /dev/shm: Ray keeps objects in slower files.")
@@ -83,8 +83,8 @@ def shared_memory() -> CheckResult:
     return CheckResult("ok", "shared memory", f"{free / GIB:.0f} GB of shared memory free")
 
 
-def ports() -> CheckResult:
-    """Processes on this machine can reach each other."""
+def check_ports() -> CheckResult:
+    """Check that processes on this machine can reach each other."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             socket.create_connection(server.getsockname(), timeout=5).close()
@@ -94,8 +94,8 @@ def ports() -> CheckResult:
     return CheckResult("ok", "ports", "local connections work")
 
 
-def gpu() -> Iterator[CheckResult]:
-    """What torch sees, and a CPU build beside a GPU."""
+def check_gpus() -> Iterator[CheckResult]:
+    """List the GPUs that torch sees, and note a CPU build of torch on a machine with a GPU."""
     count = gpu_count()
     if count:
         import torch
@@ -110,20 +110,20 @@ def gpu() -> Iterator[CheckResult]:
         yield CheckResult("ok", "gpu", "none: everything runs on CPU")
 
 
-def tracking_key() -> CheckResult:
-    """Whether there is a key, never which."""
+def check_tracking_key() -> CheckResult:
+    """Say whether there is a W&B key, never its value."""
     if os.environ.get("WANDB_API_KEY"):
         return CheckResult("ok", "W&B", "WANDB_API_KEY is set: runs are sent to W&B")
     return CheckResult("ok", "W&B", "no WANDB_API_KEY: runs are written offline, for `wandb sync` later")
 
 
 def pins() -> dict[str, str]:
-    """Package -> version that Quadriga is known to work with."""
+    """Return package -> the version that Quadriga requires."""
     return {name: wanted for name, wanted, _ in _pins()}
 
 
-def pinned_versions() -> Iterator[CheckResult]:
-    """What is installed equals the pins of our own package."""
+def check_versions() -> Iterator[CheckResult]:
+    """Check that the installed versions are the ones that Quadriga pins."""
     for name, wanted, marker in _pins():
         try:
             found = version(name)
@@ -132,27 +132,27 @@ def pinned_versions() -> Iterator[CheckResult]:
                 yield CheckResult("problem", name, f"{name} is not installed: run `make setup`.")
             continue
         if found.partition("+")[0] != wanted:
-            text = f"{name} is {found}, but {wanted} is what works with the others: run `make clean setup`."
+            text = f"{name} is {found}, but Quadriga needs {wanted}: run `make clean setup`."
             yield CheckResult("problem", name, text)
         else:
             yield CheckResult("ok", name, found)
 
 
 def _pins() -> list[tuple[str, str, str]]:
-    """(package, version, marker) of our own requirements."""
+    """Return (package, version, marker) of Quadriga's pinned requirements."""
     found = [re.match(r"([\w-]+)(?:\[[^\]]*\])?==([\w.]+)(.*)", line) for line in requires("quadriga") or []]
     return [(pin[1], pin[2], pin[3]) for pin in found if pin]
 
 
-def trial_import(name: str) -> CheckResult:
-    """Import a package in a process of its own: a broken build may crash, and must not take us along."""
+def check_import(name: str) -> CheckResult:
+    """Import a package in a separate process: a broken build may crash, and must not crash this one."""
     environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "DS_ACCELERATOR": "" if gpu_count() else "cpu"}
     environment = {key: value for key, value in environment.items() if value}
     command = [sys.executable, "-W", "ignore", "-c", f"import {name}"]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     except subprocess.TimeoutExpired:
-        return CheckResult("problem", name, f"`import {name}` did not end within 5 minutes: is the disk overloaded?")
+        return CheckResult("problem", name, f"`import {name}` did not finish within 5 minutes: is the disk overloaded?")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return CheckResult("problem", name, f"`import {name}` fails ({reason}): run `make clean setup`.")
@@ -160,7 +160,7 @@ def trial_import(name: str) -> CheckResult:
 
 
 def _available_memory() -> int | None:
-    """Bytes that can be had without swapping; the smaller of the machine's and the container's."""
+    """Return the bytes available without swapping, the lesser of machine and container; None if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -1,4 +1,8 @@
-"""Checks of models, their tokenizers and the data they shall see. Each raises UserError or says what it found."""
+"""Checks of models, their tokenizers and their data.
+
+Each raises UserError for a problem, and otherwise returns a line for `quadriga doctor`, or None if there is nothing to
+report. A path that an earlier stage of the pipeline has yet to write (a placeholder) passes.
+"""
 
 from itertools import islice
 from pathlib import Path
@@ -12,10 +16,10 @@ from quadriga.launch.config.load import is_placeholder
 from quadriga.orchestrator.settings import GeneratingStage, PretrainStage, RewardStage
 
 SAMPLE_ROWS = 200
-"""Rows of each source that are read ahead of a run; the run itself reads them all before it starts a process."""
+"""Rows per source that the checks read; the run itself reads all rows before it starts a process."""
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""What vLLM's CPU attention serves."""
+"""Head sizes that vLLM's CPU attention supports."""
 
 CHAT = [
     {"role": "user", "content": "Good morning."},
@@ -23,10 +27,11 @@ CHAT = [
     {"role": "user", "content": "Nothing, thanks."},
     {"role": "assistant", "content": "Gladly."},
 ]
+"""The chat with which a tokenizer and its chat template are tested."""
 
 
-def loadable(model: ModelSettings) -> str | None:
-    """A folder with config.json and safetensors weights, or a shape that makes a model."""
+def check_model(model: ModelSettings) -> str | None:
+    """Check that the folder has config.json and safetensors weights, or that the shape describes a model."""
     if model.path is not None:
         if is_placeholder(model.path):
             return None
@@ -40,14 +45,14 @@ def loadable(model: ModelSettings) -> str | None:
     return f"model {model.path or 'with fresh weights'}: {config.model_type}, context {context_length(model)}"
 
 
-def reward_head_trained(path: str) -> None:
-    """The reward model gives one score per sequence, from weights of its own."""
+def check_reward_model(path: str) -> None:
+    """Check that the model gives one score per sequence, from a trained head."""
     if not is_placeholder(path):
         check_reward_head(path)
 
 
 def model_config(model: ModelSettings) -> Any:
-    """The Hugging Face config of a model folder or a shape. Raises UserError where there is none."""
+    """Return the Hugging Face config of a model folder or a shape. Raises UserError if transformers rejects it."""
     from transformers import AutoConfig
 
     try:
@@ -61,28 +66,28 @@ def model_config(model: ModelSettings) -> Any:
         raise
     except Exception as error:  # transformers raises many kinds for a config it does not know
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{model.path or 'The shape'} makes no model that transformers knows: {reason}") from None
+        raise UserError(f"{model.path or 'The shape'} is not a model that transformers knows: {reason}") from None
 
 
 def context_length(model: ModelSettings) -> int | None:
-    """Positions the model was made for; None when unlimited or not known yet."""
+    """Return the model's context in tokens, or None when it is unlimited or not known yet."""
     if model.path is not None and is_placeholder(model.path):
         return None
     return getattr(model_config(model), "max_position_embeddings", None)
 
 
-def context_suffices(model: ModelSettings, tokens: int, key: str) -> None:
-    """The model's context holds sequences of `tokens` tokens, which the settings `key` allow."""
+def check_context(model: ModelSettings, tokens: int, key: str) -> None:
+    """Check that the model's context holds sequences of `tokens` tokens, which the settings `key` allow."""
     context = context_length(model)
     if context is not None and tokens > context:
         raise UserError(
-            f"`{key}` allows sequences of {tokens} tokens, and a prompt longer than the context of "
-            f"{model.path or 'the shape'}, {context} tokens, cannot be read. Lower it."
+            f"`{key}` allows sequences of {tokens} tokens, but the context of {model.path or 'the shape'} is "
+            f"{context} tokens. Lower it."
         )
 
 
-def head_size_served_on_cpu(model: ModelSettings) -> str | None:
-    """vLLM on CPU has an attention kernel for the model's head size."""
+def check_cpu_head_size(model: ModelSettings) -> str | None:
+    """Check that vLLM on CPU has an attention kernel for the model's head size."""
     if model.path is not None and is_placeholder(model.path):
         return None
     config = model_config(model)
@@ -91,28 +96,32 @@ def head_size_served_on_cpu(model: ModelSettings) -> str | None:
     if size is not None and size not in CPU_HEAD_SIZES:
         raise UserError(
             f"vLLM cannot generate with {model.path or 'this shape'} on CPU: its attention heads have {size} elements "
-            f"(head_dim), and vLLM's CPU attention serves {', '.join(map(str, CPU_HEAD_SIZES))}. Take a model with one "
-            "of these, or a GPU."
+            f"(head_dim), and vLLM's CPU attention supports {', '.join(map(str, CPU_HEAD_SIZES))}. Use a model with "
+            "one of these, or a GPU."
         )
-    return f"head size {size} is served by vLLM on CPU" if size else None
+    return f"vLLM on CPU supports head size {size}" if size else None
 
 
-def heads_divide(model: ModelSettings, tensor_parallel: int) -> None:
-    """vLLM gives every one of its GPUs the same number of attention heads."""
-    # One divides them all, and to read the config imports transformers, which takes seconds.
+def check_tensor_parallel(model: ModelSettings, tensor_parallel: int) -> None:
+    """Check that vLLM can give each of its GPUs the same number of attention heads."""
+    # One divides any number, and reading the config imports transformers, which takes seconds.
     if tensor_parallel == 1 or (model.path is not None and is_placeholder(model.path)):
         return
     heads = getattr(model_config(model), "num_attention_heads", None)
     if heads is not None and heads % tensor_parallel:
         divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
         raise UserError(
-            f"`cluster.rollout.tensor_parallel` is {tensor_parallel}, and {model.path or 'this shape'} has {heads} "
-            f"attention heads, which it does not divide. Give one of {divisors}."
+            f"`cluster.rollout.tensor_parallel` is {tensor_parallel}, which does not divide the {heads} attention "
+            f"heads of {model.path or 'this shape'}. Set it to one of {divisors}."
         )
 
 
-def tokenizer_sound(folder: str, template: str | None, model: ModelSettings) -> str:
-    """One BOS, the end token inside the loss mask, pad apart from it, and a chat that survives the round trip."""
+def check_tokenizer(folder: str, template: str | None, model: ModelSettings) -> str:
+    """Check tokenizer and chat template on a chat.
+
+    It must have one BOS token and each answer's end token inside the loss mask, the tokens of a prompt must not depend
+    on the answer, its text must survive the round trip, and every token needs an embedding.
+    """
     from quadriga.data.tokens.chat import ChatEncoder, set_chat_template
     from quadriga.data.tokens.tokenizer import load_tokenizer
 
@@ -137,23 +146,23 @@ def tokenizer_sound(folder: str, template: str | None, model: ModelSettings) -> 
         raise UserError(f"With the chat template of {folder} the tokens of a prompt change when an answer follows.")
     text = tokenizer.decode(ids)
     if not all(message["content"] in text for message in CHAT):
-        raise UserError(f"The tokenizer in {folder} does not give a chat back as it was: {text!r}.")
+        raise UserError(f"The tokenizer in {folder} does not decode a chat to the text that was encoded: {text!r}.")
     embeddings = model_config(model).vocab_size
     if model.path is not None and len(tokenizer) > embeddings:  # fresh weights take the tokenizer's size
         raise UserError(
-            f"The tokenizer in {folder} has {len(tokenizer)} tokens, but the model only {embeddings} embeddings. "
-            "Resize the model's embeddings, or take its own tokenizer."
+            f"The tokenizer in {folder} has {len(tokenizer)} tokens, but the model has only {embeddings} "
+            "embeddings. Resize the model's embeddings, or use its own tokenizer."
         )
     return f"tokenizer {folder}: {len(tokenizer)} tokens, one BOS, end token learnt, pad apart from it"
 
 
 def made_later(data: DataSettings) -> bool:
-    """True of rows that an earlier stage of the pipeline has yet to make."""
+    """Return whether an earlier stage of the pipeline has yet to write some of the rows."""
     return any(is_placeholder(source.path or "") for source in [*data.train, *data.heldout])
 
 
-def data_loads(stage: Any, folder: str) -> str:
-    """The first rows of every source become tokens."""
+def check_data(stage: Any, folder: str) -> str:
+    """Check that the first rows of every source can be tokenized. folder: the tokenizer's."""
     from quadriga.data.loading import datasets
     from quadriga.data.tokens.tokenizer import load_tokenizer
 
@@ -174,8 +183,8 @@ def data_loads(stage: Any, folder: str) -> str:
     return f"data read: {len(rows.train)} rows of a sample, {len(rows.skipped)} left out"
 
 
-def data_reads(data: DataSettings) -> str:
-    """The first rows of every source are rows. For models whose tokenizer is not made yet."""
+def check_rows(data: DataSettings) -> str:
+    """Check that the first rows of every source can be read. For models whose tokenizer does not exist yet."""
     from quadriga.data.loading.readers import BadRow, read_source
 
     rows = 0
@@ -183,7 +192,7 @@ def data_reads(data: DataSettings) -> str:
         before = rows
         for row in islice(read_source(_short(source)), SAMPLE_ROWS):
             if isinstance(row, BadRow) and data.on_bad_row == "error":
-                raise UserError(f"{row}. Mend the row, or set `on_bad_row: skip` to leave such rows out and list them.")
+                raise UserError(f"{row}. Fix the row, or set `on_bad_row: skip` to leave such rows out and list them.")
             rows += 1
         if rows == before:
             raise UserError(f"The data set {source.path or source.builtin} is empty. Check the path.")
@@ -191,12 +200,12 @@ def data_reads(data: DataSettings) -> str:
 
 
 def few_rows(data: DataSettings) -> DataSettings:
-    """The same sources, short and without a split: what is held out of a few rows says nothing."""
+    """Return the same sources cut to a few rows and without a split: a held-out part of so few rows says nothing."""
     train, heldout = ([_short(source) for source in sources] for sources in (data.train, data.heldout))
     return data.model_copy(update={"train": train, "heldout": heldout, "heldout_fraction": 0.0})
 
 
 def _short(source: Source) -> Source:
-    # A built-in table without `rows` stays as it is: that is an error which the reader explains.
+    # A built-in table without `rows` is an error, which the reader explains.
     rows = source.rows if source.builtin and source.rows is None else min(SAMPLE_ROWS, source.rows or SAMPLE_ROWS)
     return source.model_copy(update={"rows": rows, "split": None})

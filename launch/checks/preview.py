@@ -1,4 +1,4 @@
-"""`quadriga data`: the first rows of a stage as the model will see them, tokens, template and loss mask."""
+"""Preview: prints the first rows of a stage as the model sees them, with tokens, chat template and loss mask."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,58 +17,60 @@ from quadriga.launch.config.load import build, is_placeholder, placeholders
 from quadriga.orchestrator.settings import PipelineStage, PretrainStage, RewardStage, SftStage
 
 LEARNT, GIVEN = "green", "dim"
+"""Styles of the tokens inside and outside the loss mask."""
 
 
 class Preview:
-    """Prints the rows of stages.
+    """Prints the first rows of stages.
 
-    rows: how many to show of each stage. scan: how many rows of each source to read.
+    rows: rows to show per stage. scan: rows to read per source.
     """
 
     def __init__(self, console: Console, rows: int, scan: int):
         self.console, self.rows, self.scan = console, rows, scan
         self.trained: PreTrainedTokenizerBase | None = None
+        """The tokenizer of the last pre-training stage, which the stages after it use."""
 
     def show(self, stage: Any) -> None:
-        """A stage, or every stage of a pipeline. Raises UserError as the loaders do."""
+        """Print rows of a stage, or of every stage of a pipeline. Raises UserError as the loaders do."""
         if not isinstance(stage, PipelineStage):
-            self._stage(stage, stage.name)
+            self._show_stage(stage, stage.name)
             return
         for entry in [*stage.stages, *stage.repeat]:
-            self._stage(build(entry.config, placeholders(entry)), entry.name)
+            self._show_stage(build(entry.config, placeholders(entry)), entry.name)
 
-    def _stage(self, stage: Any, name: str) -> None:
+    def _show_stage(self, stage: Any, name: str) -> None:
         self.console.rule(f"{name} ({stage.stage})", align="left")
         data = stage.data if hasattr(stage, "data") else stage.prompts
         if made_later(data):
-            made = next(source.path for source in [*data.train, *data.heldout] if is_placeholder(source.path or ""))
-            self.console.print(f"Rows come from {made}, an earlier stage's output.", markup=False)
+            origin = next(source.path for source in [*data.train, *data.heldout] if is_placeholder(source.path or ""))
+            self.console.print(f"Rows come from {origin}, an earlier stage's output.", markup=False)
             return
-        data = self._scanned(data)
+        data = self._limited(data)
         with self.console.status("Reading"):
             tokenizer = self._tokenizer(stage)
             if tokenizer is None:
                 self.console.print("The model comes from an earlier stage that has not run: no tokenizer yet.")
                 return
-            split = _load(stage, data, tokenizer)
+            split = _load_rows(stage, data, tokenizer)
         for row in split.train[: self.rows]:
             for part in _render(row, tokenizer):
                 self.console.print(part)
-        self._count(split)
+        self._show_counts(split)
 
     def _tokenizer(self, stage: Any) -> PreTrainedTokenizerBase | None:
-        """The model's own; where pre-training makes it, one trained on the rows that are read here."""
+        """Return the model's tokenizer; for a pre-training stage that trains one, a tokenizer of the rows read here."""
         model = stage.model if hasattr(stage, "model") else stage.policy
         path = stage.tokenizer.path if isinstance(stage, PretrainStage) else model.path
         if path is not None and not is_placeholder(path):
             return load_tokenizer(path)
         if isinstance(stage, PretrainStage):
-            texts = datasets.document_texts(self._scanned(stage.data), stage.seed)
+            texts = datasets.document_texts(self._limited(stage.data), stage.seed)
             self.trained = train_tokenizer(texts, stage.tokenizer.vocab_size)
             self.console.print(f"A tokenizer of {len(self.trained)} tokens, trained on {len(texts)} rows to show them:")
         return self.trained
 
-    def _scanned(self, data: DataSettings) -> DataSettings:
+    def _limited(self, data: DataSettings) -> DataSettings:
         def cut(source: Source) -> Source:
             if source.builtin and source.rows is None:
                 return source  # an error that the reader explains
@@ -77,7 +79,7 @@ class Preview:
         train, heldout = ([cut(source) for source in sources] for sources in (data.train, data.heldout))
         return data.model_copy(update={"train": train, "heldout": heldout})
 
-    def _count(self, split: Any) -> None:
+    def _show_counts(self, split: Any) -> None:
         lengths = [length for row in split.train for length in _lengths(row)]
         text = f"{len(split.train)} training rows read, {len(split.heldout)} held out, {len(split.skipped)} left out; "
         text += f"{sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths)} at most"
@@ -89,7 +91,8 @@ class Preview:
             self.console.print(f"left out: {bad}", style="yellow", markup=False)
 
 
-def _load(stage: Any, data: DataSettings, tokenizer: PreTrainedTokenizerBase) -> Any:
+def _load_rows(stage: Any, data: DataSettings, tokenizer: PreTrainedTokenizerBase) -> datasets.Split[Any]:
+    """Return the rows as the stage's trainer reads them."""
     if isinstance(stage, PretrainStage):
         return datasets.load_documents(data, tokenizer, stage.seed)
     if isinstance(stage, SftStage):
@@ -104,7 +107,7 @@ def _lengths(row: Any) -> list[int]:
 
 
 def _render(row: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text | Table]:
-    """A row as coloured text; a training row as a table of its tokens too."""
+    """Yield a row as coloured text, and a row of text or demonstrations as a table of its tokens too."""
     if isinstance(row, Prompt):
         yield Text.assemble((f"prompt {row.id}: ", "bold"), _text(row.token_ids, [0] * len(row.token_ids), tokenizer))
     elif isinstance(row, RankedTokens):
@@ -118,7 +121,7 @@ def _render(row: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text | Tab
 
 
 def _text(ids: list[int], mask: list[int], tokenizer: PreTrainedTokenizerBase) -> Text:
-    """What is learnt (of rankings and prompts: what is an answer) in colour, the rest dim; decoded run by run."""
+    """Return the text of the tokens, those whose mask is 1 in colour and the others dim, decoded span by span."""
     text, start = Text(), 0
     for end in range(1, len(ids) + 1):
         if end == len(ids) or mask[end] != mask[start]:
@@ -128,7 +131,7 @@ def _text(ids: list[int], mask: list[int], tokenizer: PreTrainedTokenizerBase) -
 
 
 def _table(row: Tokens, tokenizer: PreTrainedTokenizerBase) -> Table:
-    """The tokens at both ends and wherever the loss mask changes: that is where mistakes are made."""
+    """Return a table of the tokens at both ends and wherever the loss mask changes, where mistakes are likely."""
     mask, end = row.loss_mask, len(row.token_ids)
     changes = [position for position in range(1, end) if mask[position] != mask[position - 1]]
     shown = sorted({at for edge in [0, *changes, end] for at in range(max(0, edge - 5), min(end, edge + 5))})

@@ -1,4 +1,4 @@
-"""What checks find, and how they say it. Imports nothing that a broken installation could break."""
+"""CheckReport: the results of checks. Imports nothing that a broken installation could break."""
 
 import shutil
 from collections.abc import Callable
@@ -10,11 +10,12 @@ from typing import Any, Literal
 from quadriga.data.errors import UserError
 
 Level = Literal["ok", "note", "problem"]
+"""`ok`: as it should be; `note`: worth knowing; `problem`: must be fixed before a run."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One thing that was looked at. `problem`: it must be mended; `note`: it is worth knowing."""
+    """The outcome of one check. subject: the machine part, package, stage or host that was checked."""
 
     level: Level
     subject: str
@@ -23,13 +24,16 @@ class CheckResult:
 
 @dataclass
 class CheckReport:
-    """Findings as they come in, each once: two roles often start from one model."""
+    """The results of checks in the order of their runs, each once: two roles often start from one model.
+
+    subject: the subject of the results that are added next.
+    """
 
     subject: str = ""
     results: list[CheckResult] = field(default_factory=list)
 
     def run(self, check: Callable[..., str | None], *arguments: Any) -> bool:
-        """Keep what a check says: its text, or the UserError it raises. True when it found no problem."""
+        """Run a check and keep its text, or its UserError as a problem. Return whether it found no problem."""
         try:
             text = check(*arguments)
         except UserError as error:
@@ -40,7 +44,7 @@ class CheckReport:
         return True
 
     def note(self, text: str) -> None:
-        """Something worth knowing."""
+        """Add a result that is worth knowing but is not a problem."""
         self._add("note", text)
 
     def _add(self, level: Level, text: str) -> None:
@@ -51,7 +55,7 @@ class CheckReport:
 
 @cache
 def gpu_count() -> int:
-    """GPUs that torch can use here. Looks only where there is a driver, because the question costs seconds."""
+    """Return how many GPUs torch can use here. Asks torch only where there is a driver: importing it takes seconds."""
     if shutil.which("nvidia-smi") is None and not Path("/dev/nvidia0").exists():
         return 0
     import torch

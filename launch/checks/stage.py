@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a config before anything starts: placement, functions, models, data."""
+"""Checks of a config before anything starts: placement, reward functions, models and data."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,17 +30,17 @@ from quadriga.orchestrator.settings import (
 
 
 def check_config(stage: Any) -> list[CheckResult]:
-    """Look at everything that a stage, or every stage of a pipeline, needs. Starts no Ray, DeepSpeed or vLLM."""
+    """Check everything that a stage, or every stage of a pipeline, needs. Starts neither Ray, DeepSpeed nor vLLM."""
     report = CheckReport()
     if isinstance(stage, PipelineStage):
-        _inspect_pipeline(stage, report)
+        _check_pipeline(stage, report)
     else:
-        _inspect_stage(stage, report, stage.name)
+        _check_stage(stage, report, stage.name)
     return report.results
 
 
 def require_sound(stage: Any) -> list[str]:
-    """The notes of `check_config`. Raises UserError, one paragraph, when it finds a problem."""
+    """Return the notes of `check_config`. Raises UserError, one paragraph for all problems, if there are any."""
     results = check_config(stage)
     problems = [result for result in results if result.level == "problem"]
     if problems:
@@ -49,25 +49,25 @@ def require_sound(stage: Any) -> list[str]:
     return list(dict.fromkeys(result.text for result in results if result.level == "note"))
 
 
-def _inspect_pipeline(pipeline: PipelineStage, report: CheckReport) -> None:
+def _check_pipeline(pipeline: PipelineStage, report: CheckReport) -> None:
     entries = [*pipeline.stages, *pipeline.repeat]
     stages = single_stages(pipeline)
     made = {entry.name: stage.stage for entry, stage in zip(entries, stages, strict=True)}
     generates = any(isinstance(stage, GeneratingStage) for stage in stages)
     for entry, stage in zip(entries, stages, strict=True):
-        _inspect_stage(stage, report, entry.name)
-        report.run(_inputs_are_made, entry, made)
-        # Its model is what later stages generate with.
+        _check_stage(stage, report, entry.name)
+        report.run(_check_inputs, entry, made)
+        # Later stages generate with the model that it trains.
         if generates and isinstance(stage, PretrainStage):
-            report.run(_servable, stage.model, stage)
+            report.run(_check_cpu_generation, stage.model, stage)
     if pipeline.evaluation is not None:
         report.subject = "evaluation"
-        report.run(_function_imports, pipeline.evaluation.gold_reward)
-        report.run(model_checks.data_reads, pipeline.evaluation.prompts.data)
+        report.run(_check_function, pipeline.evaluation.gold_reward)
+        report.run(model_checks.check_rows, pipeline.evaluation.prompts.data)
 
 
-def _inputs_are_made(entry: StageEntry, made: dict[str, str]) -> None:
-    """Every input names something that its stage puts out. made: entry's name -> kind of stage."""
+def _check_inputs(entry: StageEntry, made: dict[str, str]) -> None:
+    """Check that every input names an output of its stage. made: name of an entry -> its `stage:` value."""
     from quadriga.orchestrator.pipeline import OUTPUTS
 
     for key, source in entry.inputs.items():
@@ -75,45 +75,45 @@ def _inputs_are_made(entry: StageEntry, made: dict[str, str]) -> None:
             name, _, output = wanted.partition(".")
             if output not in OUTPUTS[made[name]]:
                 raise UserError(
-                    f"Input `{key}`: `{wanted}` is no output of {name}{nearest(output, OUTPUTS[made[name]])}"
+                    f"Input `{key}`: `{wanted}` is not an output of {name}{nearest(output, OUTPUTS[made[name]])}"
                 )
 
 
-def _inspect_stage(stage: Any, report: CheckReport, subject: str) -> None:
+def _check_stage(stage: Any, report: CheckReport, subject: str) -> None:
     report.subject = subject
-    report.run(_possible, stage)
-    report.run(_placeable, stage)
+    report.run(_check_settings, stage)
+    report.run(_check_local_placement, stage)
     for note in unused_on_this_machine(stage.cluster, gpu_count() > 0):
         report.note(note)
     for function in _functions(stage):
-        report.run(_function_imports, function)
-    sound = [report.run(model_checks.loadable, model) for model in _models(stage)]
+        report.run(_check_function, function)
+    sound = [report.run(model_checks.check_model, model) for model in _models(stage)]
     if isinstance(stage, GeneratingStage) and sound[0]:
-        report.run(_servable, stage.policy, stage)
+        report.run(_check_cpu_generation, stage.policy, stage)
         report.run(heads_divide, stage)
     if all(sound):
         if isinstance(stage, PpoStage) and stage.reward_path is not None:
-            report.run(model_checks.reward_head_trained, stage.reward_path)
-        _inspect_data(stage, report)
+            report.run(model_checks.check_reward_model, stage.reward_path)
+        _check_data(stage, report)
 
 
-def _inspect_data(stage: Any, report: CheckReport) -> None:
-    """Tokenizer, template, context and a sample of the rows; of a model that is not made yet, only the rows."""
+def _check_data(stage: Any, report: CheckReport) -> None:
+    """Check tokenizer, template, context and a sample of the rows; without a model folder as yet, only the rows."""
     model = stage.model if isinstance(stage, TrainStage) else stage.policy
     folder = (stage.tokenizer.path if isinstance(stage, PretrainStage) else None) or model.path
     data = stage.data if isinstance(stage, TrainStage) else stage.prompts
     if isinstance(stage, TrainStage):
-        report.run(model_checks.context_suffices, model, data.max_tokens, "data.max_tokens")
+        report.run(model_checks.check_context, model, data.max_tokens, "data.max_tokens")
     else:
         longest, keys = data.max_tokens + stage.sampling.max_tokens, "prompts.max_tokens + sampling.max_tokens"
-        report.run(model_checks.context_suffices, model, longest, keys)
+        report.run(model_checks.check_context, model, longest, keys)
     if model_checks.made_later(data):
         return
     if folder is None or is_placeholder(folder):
-        report.run(model_checks.data_reads, data)
+        report.run(model_checks.check_rows, data)
         return
-    if report.run(model_checks.tokenizer_sound, folder, data.chat_template, model):
-        report.run(model_checks.data_loads, stage, folder)
+    if report.run(model_checks.check_tokenizer, folder, data.chat_template, model):
+        report.run(model_checks.check_data, stage, folder)
     if isinstance(stage, PpoStage) and stage.reward_path and not is_placeholder(stage.reward_path):
         from quadriga.actors.model.folder import check_same_tokenizer
 
@@ -121,7 +121,7 @@ def _inspect_data(stage: Any, report: CheckReport) -> None:
 
 
 def _models(stage: Any) -> Iterator[ModelSettings]:
-    """The models a stage starts from; the policy first."""
+    """Yield the models that a stage starts from, the policy first."""
     for name in ("model", "policy", "reference", "critic"):
         model = getattr(stage, name, None)
         if model is not None:
@@ -137,8 +137,8 @@ def _functions(stage: Any) -> Iterator[RewardFunctionSettings]:
         yield stage.annotator
 
 
-def _possible(stage: Any) -> None:
-    """Settings that contradict each other."""
+def _check_settings(stage: Any) -> None:
+    """Check that no settings contradict each other."""
     from quadriga.actors.model.folder import model_path
 
     for name in ("model", "policy", "reference", "critic"):
@@ -150,16 +150,18 @@ def _possible(stage: Any) -> None:
     if isinstance(stage, PpoStage) and _has_critic(stage) and stage.critic is None and stage.reward_path is None:
         raise UserError(
             "The critic starts from the reward model, and a function is not a model. Name a model folder with "
-            "`critic.path`; the policy's own will do."
+            "`critic.path`; the policy's is a good choice."
         )
     if isinstance(stage, RankStage):
         fewest, most = stage.answers_per_prompt
         if not 2 <= fewest <= most:
-            raise UserError(f"`answers_per_prompt` is [{fewest}, {most}]: give at least 2, the smaller number first.")
+            raise UserError(
+                f"`answers_per_prompt` is [{fewest}, {most}]: both must be at least 2, the smaller number first."
+            )
 
 
-def _placeable(stage: Any) -> None:
-    """The machine has the cores or GPUs for every process. A cluster to join is asked when the run has joined it."""
+def _check_local_placement(stage: Any) -> None:
+    """Check that this machine has the cores or GPUs for every process. Other clusters are checked when they are up."""
     cluster = stage.cluster
     if cluster.address is not None or cluster.ssh is not None:
         return
@@ -170,24 +172,24 @@ def _placeable(stage: Any) -> None:
 
 
 def check_placement(stage: Any, device: str, machines: Sequence[Machine]) -> Placement:
-    """Where every process of a stage would sit. Raises UserError when the machines cannot hold them."""
+    """Return the slot of every process of a stage. Raises UserError when the machines cannot hold them."""
     requests = resource_requests(stage.cluster, _roles(stage), isinstance(stage, GeneratingStage))
     return place(requests, device, stage.cluster.placement, machines)
 
 
 def single_stages(stage: Any) -> list[Any]:
-    """A stage, or those of a pipeline, their inputs standing in as placeholders."""
+    """Return the stage in a list, or the stages of a pipeline, with placeholders for their inputs."""
     if not isinstance(stage, PipelineStage):
         return [stage]
     return [build(entry.config, placeholders(entry)) for entry in [*stage.stages, *stage.repeat]]
 
 
 def _roles(stage: Any) -> list[Role]:
-    """The models that a stage keeps in processes of their own."""
+    """Return the roles of the models that a stage holds in worker processes."""
     if isinstance(stage, PpoStage):
         rewards: list[Role] = ["reward"] if stage.reward_path else []
-        valued: list[Role] = ["critic"] if _has_critic(stage) else []
-        return ["actor", *valued, "reference", *rewards]
+        critics: list[Role] = ["critic"] if _has_critic(stage) else []
+        return ["actor", *critics, "reference", *rewards]
     if isinstance(stage, RewardStage):
         return ["reward"]
     return ["actor"] if isinstance(stage, TrainStage) else []
@@ -197,20 +199,20 @@ def _has_critic(stage: PpoStage) -> bool:
     return ESTIMATORS[stage.algorithm.estimator].needs_critic  # type: ignore[attr-defined]
 
 
-def _function_imports(function: RewardFunctionSettings) -> str:
-    """In a subprocess, as the run itself does it: importing a user's module may do anything."""
+def _check_function(function: RewardFunctionSettings) -> str:
+    """Check that a function can be imported, in a subprocess as in the run: a user's module may do anything."""
     RewardFunctionPool(function.model_copy(update={"processes": 1})).close()
     return f"function {function.function} imports"
 
 
 def heads_divide(stage: Any) -> None:
-    """The model that a stage generates with can be cut over `tensor_parallel` GPUs, as far as it is here."""
+    """Check that the policy of a stage, if it is on this machine, can be split over `tensor_parallel` GPUs."""
     if isinstance(stage, GeneratingStage) and stage.policy.path and Path(stage.policy.path).is_dir():
-        model_checks.heads_divide(stage.policy, stage.cluster.rollout.tensor_parallel)
+        model_checks.check_tensor_parallel(stage.policy, stage.cluster.rollout.tensor_parallel)
 
 
-def _servable(model: ModelSettings, stage: StageBase) -> str | None:
-    """vLLM can generate with the model on this device."""
+def _check_cpu_generation(model: ModelSettings, stage: StageBase) -> str | None:
+    """Check that vLLM can generate with the model if it runs on CPU."""
     if stage.cluster.device == "cuda" or (stage.cluster.device == "auto" and gpu_count()):
         return None
-    return model_checks.head_size_served_on_cpu(model)
+    return model_checks.check_cpu_head_size(model)

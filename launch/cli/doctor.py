@@ -28,7 +28,7 @@ def doctor(stage: Any | None, console: Console, config: Path | None = None) -> i
             problems += _print(finding, console)
         if stage.cluster.ssh is not None:
             problems += hosts(stage, console)
-    verdict = "Everything is in order." if not problems else f"{problems} problem{'s' * (problems > 1)} to mend."
+    verdict = "Everything is in order." if not problems else f"{problems} problem{'s' * (problems > 1)} to fix."
     console.print(verdict, style="green" if not problems else "bold red")
     return problems
 

@@ -116,7 +116,7 @@ def test_doctor_looks_at_hosts_too(
         ({"ssh": {"worker_ports": [29999, 20000]}}, "worker_ports"),
         ({"address": "auto"}, "give one of `address` and `ssh`"),
         ({"device": "cuda"}, "are needed and the cluster has 0"),
-        ({"rollout": {"tensor_parallel": 3}}, "has 2 attention heads, which it does not divide"),
+        ({"rollout": {"tensor_parallel": 3}}, "which does not divide the 2 attention heads"),
         ({"actor": {"ranks": 3, "nodes": 2}}, "3 processes, which cannot be spread evenly over 2 nodes"),
         ({"actor": {"nodes": 1}, "rollout": {"workers": 2, "nodes": 2}}, "rollout: 2 machines of its own"),
         ({"ssh": {"hosts": ["10.77.0.1", "10.77.0.4"]}}, "put `run_dir` on storage that every host mounts"),

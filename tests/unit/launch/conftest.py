@@ -1,4 +1,4 @@
-"""A model small enough to be made on the spot, and configs that name it."""
+"""Fixtures: a model small enough to be built on the spot, and configs that name it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +15,9 @@ CHATS = [
 
 
 def save_model(folder: Path, heads: int) -> Path:
-    """The folder of a Llama of width 64, so head size 64 / heads, with a tokenizer trained on three sentences.
+    """Save a Llama of width 64, so head size 64 / heads, with a tokenizer of three sentences; return its folder.
 
-    Checks read its config and see that there are weights; nothing here loads them.
+    Checks read its config and look for a file of weights; no test here loads them.
     """
     import numpy as np
     from safetensors.numpy import save_file
@@ -42,8 +42,8 @@ def save_model(folder: Path, heads: int) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal in which no path is broken over two lines."""
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the terminal so wide that no path is broken over two lines."""
     monkeypatch.setenv("COLUMNS", "500")
 
 
@@ -61,7 +61,7 @@ def odd_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Write a config as YAML (or a text as it is) and return its path."""
+    """A function that writes a config as YAML (or a text as it is) and returns its path."""
 
     def to_file(content: Any, name: str = "config.yaml") -> Path:
         path = tmp_path / name
@@ -73,7 +73,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def sft(model: Path) -> dict[str, Any]:
-    """A sound fine-tuning config."""
+    """A valid fine-tuning config."""
     return {
         "stage": "sft",
         "name": "tune",
@@ -85,7 +85,7 @@ def sft(model: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def ppo(model: Path) -> dict[str, Any]:
-    """A sound PPO config against a function."""
+    """A valid PPO config with a reward function."""
     return {
         "stage": "ppo",
         "name": "improve",

@@ -65,7 +65,7 @@ def test_model_without_weights(refused: Refused, sft: dict[str, Any], tmp_path: 
 def test_unknown_architecture(refused: Refused, sft: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "lama"}')
     (tmp_path / "model.safetensors").touch()
-    assert "makes no model that transformers knows" in refused(sft, f"model.path={tmp_path}")
+    assert "is not a model that transformers knows" in refused(sft, f"model.path={tmp_path}")
 
 
 def test_empty_data_set(refused: Refused, sft: dict[str, Any], tmp_path: Path) -> None:
@@ -90,12 +90,12 @@ def test_prompt_longer_than_the_context(refused: Refused, ppo: dict[str, Any], t
 def test_settings_longer_than_the_context(refused: Refused, ppo: dict[str, Any]) -> None:
     message = refused(ppo, "sampling.max_tokens=33")
     assert "`prompts.max_tokens + sampling.max_tokens` allows sequences of 129 tokens" in message
-    assert "128 tokens, cannot be read" in message
+    assert "is 128 tokens" in message
 
 
 def test_head_size_that_vllm_does_not_serve(refused: Refused, ppo: dict[str, Any], odd_model: Path) -> None:
     message = refused(ppo, f"policy.path={odd_model}")
-    assert "heads have 8 elements (head_dim), and vLLM's CPU attention serves 32, 64" in message
+    assert "heads have 8 elements (head_dim), and vLLM's CPU attention supports 32, 64" in message
 
 
 def test_training_alone_does_not_need_vllm(odd_model: Path, sft: dict[str, Any], write: Write) -> None:
@@ -144,7 +144,7 @@ def test_a_pipeline_names_the_stage(refused: Refused, sft: dict[str, Any], ppo: 
 def test_an_output_that_no_stage_makes(refused: Refused, sft: dict[str, Any], ppo: dict[str, Any]) -> None:
     improve = {"name": "improve", "config": ppo, "inputs": {"policy.path": "tune.polcy"}}
     message = refused({"stage": "pipeline", "name": "all", "stages": [{"name": "tune", "config": sft}, improve]})
-    assert "`tune.polcy` is no output of tune; did you mean `policy`?" in message
+    assert "`tune.polcy` is not an output of tune; did you mean `policy`?" in message
 
 
 def test_several_problems_are_one_paragraph(refused: Refused, sft: dict[str, Any]) -> None:

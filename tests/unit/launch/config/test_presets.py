@@ -1,4 +1,4 @@
-"""Every shipped YAML loads, and the shapes have the published numbers of parameters."""
+"""The shipped YAML files load, and the model shapes have the published numbers of parameters."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from quadriga.actors.settings import ClusterSettings, ModelSettings
-from quadriga.launch.checks.model import head_size_served_on_cpu, model_config
+from quadriga.launch.checks.model import check_cpu_head_size, model_config
 from quadriga.launch.config.load import PRESETS, load_config
 
 PUBLISHED = {
@@ -32,7 +32,7 @@ def shape(name: str) -> ModelSettings:
     return ModelSettings.model_validate(yaml.safe_load((PRESETS / "models" / f"{name}.yaml").read_text()))
 
 
-def test_every_model_preset_is_measured() -> None:
+def test_every_model_preset_has_a_published_size() -> None:
     assert {path.stem for path in (PRESETS / "models").glob("*.yaml")} == {"pocket", *PUBLISHED}
 
 
@@ -45,7 +45,7 @@ def test_published_parameters(name: str) -> None:
 
 def test_the_pocket_model_is_small_and_can_be_served() -> None:
     assert parameters(model_config(shape("pocket"))) < 1e6
-    head_size_served_on_cpu(shape("pocket"))
+    check_cpu_head_size(shape("pocket"))
 
 
 def parameters(config: Any) -> int:
