@@ -13,7 +13,7 @@ from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import UserError
 from quadriga.data.settings import DataSettings, Source
 from quadriga.launch.config.load import is_placeholder
-from quadriga.orchestrator.settings import GeneratingStage, PretrainStage, RewardStage
+from quadriga.orchestrator.settings import GeneratingStage, PretrainStage, RewardStage, SftStage
 
 SAMPLE_ROWS = 200
 """Rows per source that the checks read; the run itself reads all rows before it starts a process."""
@@ -174,12 +174,14 @@ def check_data(stage: Any, folder: str) -> str:
     rows: datasets.Split[Any]
     if isinstance(stage, PretrainStage):
         rows = datasets.load_documents(few_rows(stage.data), tokenizer, stage.seed)
+    elif isinstance(stage, SftStage):
+        rows = datasets.load_demonstrations(few_rows(stage.data), tokenizer, stage.seed)
     elif isinstance(stage, RewardStage):
         rows = datasets.load_rankings(few_rows(stage.data), tokenizer, stage.seed)
         if stage.demonstrations is not None:
             datasets.load_demonstrations(few_rows(stage.demonstrations), tokenizer, stage.seed)
     else:
-        rows = datasets.load_demonstrations(few_rows(stage.data), tokenizer, stage.seed)
+        raise TypeError(f"no loader is known for the data of {type(stage).__name__}")
     return f"data read: {len(rows.train)} rows of a sample, {len(rows.skipped)} left out"
 
 

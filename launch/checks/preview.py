@@ -14,7 +14,7 @@ from quadriga.data.settings import DataSettings, Source
 from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
 from quadriga.launch.checks.model import made_later
 from quadriga.launch.config.load import build, is_placeholder, placeholders
-from quadriga.orchestrator.settings import PipelineStage, PretrainStage, RewardStage, SftStage
+from quadriga.orchestrator.settings import GeneratingStage, PipelineStage, PretrainStage, RewardStage, SftStage
 
 LEARNT, GIVEN = "green", "dim"
 """Styles of the tokens inside and outside the loss mask."""
@@ -99,7 +99,9 @@ def _load_rows(stage: Any, data: DataSettings, tokenizer: PreTrainedTokenizerBas
         return datasets.load_demonstrations(data, tokenizer, stage.seed)
     if isinstance(stage, RewardStage):
         return datasets.load_rankings(data, tokenizer, stage.seed)
-    return datasets.load_prompts(data, tokenizer, stage.seed)
+    if isinstance(stage, GeneratingStage):
+        return datasets.load_prompts(data, tokenizer, stage.seed)
+    raise TypeError(f"no loader is known for the data of {type(stage).__name__}")
 
 
 def _lengths(row: Any) -> list[int]:

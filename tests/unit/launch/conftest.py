@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
+
+from quadriga.orchestrator.settings import TrainStage
 
 CHATS = [
     "Which bird sings at night? The owl sings at night.",
@@ -81,6 +83,18 @@ def sft(model: Path) -> dict[str, Any]:
         "data": {"train": {"builtin": "assistant.demonstrations", "rows": 4}, "max_tokens": 128},
         "cluster": {"device": "cpu"},
     }
+
+
+class UnknownStage(TrainStage):
+    """A stage that no check knows."""
+
+    stage: Literal["unknown"] = "unknown"
+
+
+@pytest.fixture
+def unknown_stage(sft: dict[str, Any]) -> UnknownStage:
+    """A stage of a kind whose rows have no loader."""
+    return UnknownStage.model_validate(sft | {"stage": "unknown"})
 
 
 @pytest.fixture
