@@ -1,1 +1,1 @@
-"""The command line: the app, shared options, and a file per group of commands."""
+"""The command line: the app, shared options, and one file per group of commands."""

@@ -1,4 +1,7 @@
-"""The `quadriga` command. Heavy packages are imported inside the commands, so that `--help` is instant."""
+"""The `quadriga` command: its groups of commands, and the exit code and message of every error.
+
+Heavy packages are imported inside the commands, so that `--help` is instant.
+"""
 
 import sys
 import tempfile
@@ -25,10 +28,10 @@ app = typer.Typer(
     help=(
         "Train assistants from human feedback, from a laptop to a cluster.\n\n"
         "Start here: [bold]quadriga run configs/assistant/pipeline.yaml[/bold] trains a small assistant end to end.\n\n"
-        "Every command that takes a CONFIG takes changes to it as [bold]key.path=value[/bold], for example "
+        "Every command with a CONFIG accepts changes to it as [bold]key.path=value[/bold], for example "
         "[bold]total_steps=20 optimizer.lr=1e-4 cluster=clusters/local[/bold]."
     ),
-    epilog="Any command takes [bold]--debug[/bold], which shows the traceback of an error.",
+    epilog="Add [bold]--debug[/bold] to any command to see the traceback of an error.",
 )
 
 
@@ -38,21 +41,21 @@ COMMANDS: dict[str, list[Callable[..., None]]] = {
     "On a cluster": [clusters.launch, clusters.submit, clusters.down],
     "While it runs": [jobs.jobs, jobs.logs, jobs.stop, jobs.scale],
 }
-"""Panels of `--help`, in the order in which a newcomer needs them."""
+"""Title of each panel of `--help` -> its commands, in the order in which a newcomer needs them."""
 for panel, commands in COMMANDS.items():
     for command in commands:
         app.command(name={"evaluate": "eval"}.get(command.__name__), rich_help_panel=panel)(command)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0; 2 what the user can mend; 1 a fault; 130 Ctrl-C."""
+    """Run a command line and return its exit code: 0, 1 after a fault, 2 for an error of the user, 130 after Ctrl-C."""
     prepare_driver()
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
         app([argument for argument in arguments if argument != "--debug"], prog_name="quadriga")
-    except SystemExit as done:
-        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
         return 130
     except UserError as error:
@@ -75,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def failed(label: str, text: str, code: int) -> int:
-    """One paragraph on standard error; returns the exit code."""
+    """Print one paragraph on standard error and return the exit code."""
     message = f"[bold red]{escape(label)}:[/bold red] {escape(' '.join(text.split()))}"
     Console(stderr=True).print(message, highlight=False)
     return code

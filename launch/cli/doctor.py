@@ -1,4 +1,4 @@
-"""`quadriga doctor`: what the checks find, as a table, and how many problems there are."""
+"""`quadriga doctor`: prints the results of all checks, and how many problems there are."""
 
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,26 @@ from quadriga.launch.checks.machine import check_machine
 from quadriga.launch.checks.report import CheckResult
 
 MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "problem": ("FAIL", "bold red")}
+"""Level of a result -> its mark and style."""
 
 
 def doctor(stage: Any | None, console: Console, config: Path | None = None) -> int:
-    """Print what is found of the machine and, where given, of a loaded config. Returns the number of problems."""
+    """Print the checks of this machine and, if given, of a loaded config. Return the number of problems.
+
+    config: the file that the stage was loaded from.
+    """
     problems = 0
-    with console.status("Looking at this machine"):
-        for finding in check_machine():
-            problems += _print(finding, console)
+    with console.status("Checking this machine"):
+        for result in check_machine():
+            problems += _print(result, console)
     if stage is not None:
         from quadriga.launch.checks.stage import check_config
 
         console.print(f"\n{config}", style="bold", highlight=False)
-        with console.status("Looking at the config"):
+        with console.status("Checking the config"):
             results = check_config(stage)
-        for finding in results:
-            problems += _print(finding, console)
+        for result in results:
+            problems += _print(result, console)
         if stage.cluster.ssh is not None:
             problems += hosts(stage, console)
     verdict = "Everything is in order." if not problems else f"{problems} problem{'s' * (problems > 1)} to fix."
@@ -34,16 +38,17 @@ def doctor(stage: Any | None, console: Console, config: Path | None = None) -> i
 
 
 def hosts(stage: Any, console: Console) -> int:
-    """Print what the hosts of `cluster.ssh` say. Returns the number of problems."""
+    """Check the hosts of `cluster.ssh` and print the results. Return the number of problems."""
     from quadriga.launch.ssh.preflight import run_preflight
 
-    with console.status("Looking at the hosts"):
-        found = run_preflight(stage)
-    console.print(found.table(stage.cluster.ssh))
-    return sum(_print(problem, console) for problem in found.problems)
+    with console.status("Checking the hosts"):
+        report = run_preflight(stage)
+    console.print(report.table(stage.cluster.ssh))
+    return sum(_print(problem, console) for problem in report.problems)
 
 
-def _print(finding: CheckResult, console: Console) -> bool:
-    mark, style = MARKS[finding.level]
-    console.print(Text.assemble((mark, style), "  ", (f"{finding.subject}: ", "dim"), finding.text))
-    return finding.level == "problem"
+def _print(result: CheckResult, console: Console) -> bool:
+    """Print one result and return whether it is a problem."""
+    mark, style = MARKS[result.level]
+    console.print(Text.assemble((mark, style), "  ", (f"{result.subject}: ", "dim"), result.text))
+    return result.level == "problem"

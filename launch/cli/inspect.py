@@ -1,4 +1,4 @@
-"""The commands that look before a run: data, doctor, hosts, schema (plan has a file of its own)."""
+"""The commands to use before a run: data, doctor, hosts, schema (`plan` is in plan.py)."""
 
 import json
 from pathlib import Path
@@ -13,12 +13,12 @@ from quadriga.launch.cli.options import Config, Overrides, load_with_hosts
 def data(
     config: Config,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows to show of each stage.")] = 2,
-    scan: Annotated[int, typer.Option(min=1, help="Rows to read of each source.")] = 1000,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to show per stage.")] = 2,
+    scan: Annotated[int, typer.Option(min=1, help="Rows to read per source.")] = 1000,
 ) -> None:
-    """Show tokens, chat template and loss mask of a few rows before anything is trained.
+    """Show tokens, chat template and loss mask of a few rows before training.
 
-    What the model learns is green, what it is given is dim.
+    Tokens that the model learns are green, tokens that it is given are dim.
 
     Examples:
 
@@ -36,11 +36,11 @@ def data(
 
 def doctor(
     config: Annotated[
-        Path | None, typer.Argument(metavar="CONFIG", help="A config to look at too.", show_default=False)
+        Path | None, typer.Argument(metavar="CONFIG", help="A config to check too.", show_default=False)
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Look for what would stop a run: this machine, the installed versions and, given a CONFIG, all that it names.
+    """Find what would stop a run: check this machine, the installed versions and, given a CONFIG, everything it names.
 
     Examples:
 
@@ -51,15 +51,15 @@ def doctor(
     from quadriga.launch.config.load import load_config
 
     stage = load_config(config, overrides or []) if config else None
-    from quadriga.launch.cli.doctor import doctor as look
+    from quadriga.launch.cli.doctor import doctor as count_problems
 
-    raise typer.Exit(2 if look(stage, Console(), config) else 0)
+    raise typer.Exit(2 if count_problems(stage, Console(), config) else 0)
 
 
 def hosts(config: Config, overrides: Overrides = None) -> None:
-    """Look at every host of a config: versions, GPUs, disk, clocks, ports both ways, the shared run directory.
+    """Check every host of a config: versions, GPUs, disk, clocks, ports both ways, the shared run directory.
 
-    Nothing is started. [bold]quadriga launch[/bold] does the same first.
+    Nothing is started. [bold]quadriga launch[/bold] makes the same checks first.
 
     Example:
 
@@ -79,7 +79,7 @@ def schema() -> None:
 
       quadriga schema > quadriga.schema.json
 
-    and, as a config's first line:  # yaml-language-server: $schema=quadriga.schema.json
+    Then start each config with the line:  # yaml-language-server: $schema=quadriga.schema.json
     """
     from quadriga.launch.config.load import json_schema
 

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share, and the loading of configs with ssh hosts."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,28 +14,30 @@ Overrides = Annotated[
 WorkingDir = Annotated[
     Path | None,
     typer.Option(
-        file_okay=False, exists=True, help="Folder of your own modules (reward functions).", show_default=False
+        file_okay=False, exists=True, help="Folder with your own modules (reward functions).", show_default=False
     ),
 ]
 Shared = Annotated[
     list[Path] | None,
-    typer.Option(metavar="FOLDER", help="A folder that the nodes see too: nothing of it is sent. May be repeated."),
+    typer.Option(metavar="FOLDER", help="A folder that the nodes see too; nothing in it is sent. Repeatable."),
 ]
 Address = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="Dashboard of the cluster's head.",
+        help="URL of the dashboard on the cluster's head node.",
         show_default="RAY_API_SERVER_ADDRESS, RAY_ADDRESS or http://127.0.0.1:8265",
     ),
 ]
 
 
 def load_with_hosts(config: Path, overrides: list[str] | None) -> Any:
-    """Load a config that must name hosts to reach by ssh. Raises UserError when it does not."""
+    """Load a config. Raises UserError unless it names hosts to reach by ssh."""
     from quadriga.launch.config.load import load_config
 
     stage = load_config(config, overrides or [])
     if stage.cluster.ssh is None:
-        raise UserError(f"{config} names no hosts: give `cluster.ssh.hosts`, or cluster=clusters/ssh-example.")
+        raise UserError(
+            f"{config} names no hosts: set `cluster.ssh.hosts`, or start from cluster=clusters/ssh-example."
+        )
     return stage

@@ -1,4 +1,4 @@
-"""A parent that starts a run again when it fails or is killed: the driver cannot restart itself."""
+"""A parent process that restarts a run which fails or is killed: the driver cannot restart itself."""
 
 import signal
 import subprocess
@@ -8,13 +8,14 @@ from types import FrameType
 from rich.console import Console
 
 FAULT = 1
+"""Exit code of a run that failed."""
 
 
 def supervise(arguments: list[str], restarts: int) -> int:
-    """`quadriga run ARGUMENTS` in a child, started again up to `restarts` times; returns the last exit code.
+    """Run `quadriga run ARGUMENTS` in a child process, restart it up to `restarts` times, return the last exit code.
 
-    Only a fault or a kill is worth another attempt: bad input stays bad, and a user who stops a run means it. Signals
-    are passed on to the child.
+    Only a fault or a kill is worth another attempt: bad input stays bad, and a user who stops a run means it. SIGTERM
+    is forwarded to the child.
     """
     console = Console(stderr=True, highlight=False)
     for attempt in range(restarts + 1):
@@ -30,7 +31,7 @@ def supervise(arguments: list[str], restarts: int) -> int:
             signal.signal(number, handler)
         if code != FAULT and code >= 0:
             return code
-        ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else "failed"
+        outcome = f"was killed by {signal.Signals(-code).name}" if code < 0 else "failed"
         if attempt < restarts:
-            console.print(f"The run {ended}; starting it again ({attempt + 1} of {restarts}).", style="yellow")
+            console.print(f"The run {outcome}; starting it again ({attempt + 1} of {restarts}).", style="yellow")
     return FAULT if code < 0 else code

@@ -9,8 +9,9 @@ from rich.console import Console
 from quadriga.data.errors import UserError
 from quadriga.launch.cli.options import Config, Overrides
 
-Kind = Literal["policy", "reward"]
+ExportedModel = Literal["policy", "reward"]
 LAUNCHERS = ("ssh", "slurm", "kubernetes")
+"""Sections of `cluster:` that bring up a cluster, which only `quadriga launch` does."""
 
 
 def run(
@@ -18,23 +19,27 @@ def run(
     overrides: Overrides = None,
     allow_changed: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="Go on though this setting changed. May be given again.", show_default=False),
+        typer.Option(
+            metavar="KEY",
+            help="Allow this setting to differ from the original run. Repeatable.",
+            show_default=False,
+        ),
     ] = None,
     restart: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Start it again up to N times if it fails or is killed.")
+        int, typer.Option(min=0, metavar="N", help="Restart the run up to N times if it fails or is killed.")
     ] = 0,
     secret: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A variable that must be set. May be given again.", show_default=False),
+        typer.Option(metavar="NAME", help="An environment variable that must be set. Repeatable.", show_default=False),
     ] = None,
     secrets_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="NAME=value lines that only you may read, for --secret.", show_default=False),
+        typer.Option(metavar="FILE", help="NAME=value lines for --secret, readable only by you.", show_default=False),
     ] = None,
 ) -> None:
-    """Run a stage or a pipeline; run again, it goes on where it stopped.
+    """Run a stage or a pipeline; run it again and it resumes where it stopped.
 
-    A run that goes on must have the settings it began with, but for what [bold]--allow-changed[/bold] names.
+    A resumed run must have its original settings, except those that [bold]--allow-changed[/bold] names.
 
     Examples:
 
@@ -55,48 +60,51 @@ def run(
     if restart:
         from quadriga.launch.cli.restart import supervise
 
-        words = [f"--allow-changed={key}" for key in allow_changed or []]
-        raise typer.Exit(supervise([str(config), *(overrides or []), *words], restart))
+        options = [f"--allow-changed={key}" for key in allow_changed or []]
+        raise typer.Exit(supervise([str(config), *(overrides or []), *options], restart))
     from quadriga.launch.checks.stage import require_sound
     from quadriga.launch.config.load import build, load_config
 
     stage, console = load_config(config, overrides or []), Console()
     if launcher := next((name for name in LAUNCHERS if getattr(stage.cluster, name) is not None), None):
         raise UserError(
-            f"`cluster.{launcher}` says how a cluster is brought up, and `run` stays on this machine: say `quadriga "
-            f"launch`, or cluster.{launcher}=null."
+            f"`cluster.{launcher}` brings up a cluster, but `quadriga run` stays on this machine: use `quadriga "
+            f"launch`, or set cluster.{launcher}=null."
         )
     from quadriga.actors.runtime.fork_server import forking
     from quadriga.orchestrator.settings import GeneratingStage
 
-    wanted = ["rollout"] if isinstance(stage, GeneratingStage) else []
-    with forking(stage.cluster, *wanted):  # what takes long to import is imported while the config is checked
+    roles = ["rollout"] if isinstance(stage, GeneratingStage) else []
+    with forking(stage.cluster, *roles):  # imports the slow packages while the config is checked
         with console.status("Checking the config"):
             notes = require_sound(stage)
         for note in notes:
             console.print(f"Note: {note}", style="yellow", markup=False)
-        from quadriga.orchestrator.run import run as run_to_the_end
+        from quadriga.orchestrator.run import run as run_stage
 
-        raise typer.Exit(run_to_the_end(stage, build, allow_changed or []))
+        raise typer.Exit(run_stage(stage, build, allow_changed or []))
 
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint or a model folder.")],
-    against: Annotated[str | None, typer.Option(help="Another one, for the win rate.", show_default=False)] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Prompts to answer.", show_default="the run's own")] = None,
-    temperature: Annotated[
-        float | None, typer.Option(min=0, help="0 takes the likeliest token.", show_default="the run's own")
+    against: Annotated[
+        str | None, typer.Option(help="A second one, to compute the win rate against.", show_default=False)
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Answers to every prompt.")] = 1,
+    rows: Annotated[int | None, typer.Option(min=1, help="Number of prompts.", show_default="the run's own")] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="Sampling temperature; 0 takes the likeliest token.", show_default="the run's own"),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers per prompt.")] = 1,
     reward: Annotated[
         str | None, typer.Option(help="The reward model to score with.", show_default="the run's own")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
     to: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.", show_default=False)] = None,
 ) -> None:
-    """Measure a model with the gold judge (truthful, harmless, helpful), alone or against another.
+    """Measure a model with the gold reward (truthful, harmless, helpful), alone or against another.
 
-    Gold and reward-model score stand side by side; the win rate comes with its 95 % interval, ties counting half.
+    Gold and reward-model scores are shown side by side; the win rate has a 95 % interval and counts ties as half.
 
     Examples:
 
@@ -119,9 +127,9 @@ def evaluate(
 
 def chat(
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint or a model folder.")],
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.7,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 takes the likeliest token.")] = 0.7,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
     """Talk to a model in the terminal.
 
@@ -138,8 +146,8 @@ def chat(
 
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, a pipeline or a checkpoint.")],
-    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder.")],
-    model: Annotated[Kind, typer.Option(help="Which of the run's models.")] = "policy",
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder to write.")],
+    model: Annotated[ExportedModel, typer.Option(help="Which of the run's models to copy.")] = "policy",
 ) -> None:
     """Copy a run's model, tokenizer and chat template to a folder that transformers and vLLM load.
 

@@ -18,15 +18,16 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def refused(write: Write, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a config that must be refused before anything starts; returns the message on one line."""
+    """A function that runs a config that must be refused before anything starts, and returns the message."""
 
     def run(config: Any, *overrides: str) -> str:
         path = config if isinstance(config, Path) else write(config)
         assert main(["run", str(path), *overrides]) == 2
-        said = capsys.readouterr()
-        assert "Traceback" not in said.out + said.err
-        assert said.err.startswith("Error: ") and "\n\n" not in said.err.strip()
-        return " ".join(said.err.split())
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.out + printed.err
+        assert printed.err.startswith("Error: ")
+        assert "\n\n" not in printed.err.strip()
+        return " ".join(printed.err.split())
 
     return run
 
@@ -37,7 +38,8 @@ Refused = Callable[..., str]
 def test_unknown_key(refused: Refused, write: Write, sft: dict[str, Any]) -> None:
     message = refused(write(sft | {"total_step": 3}))
     assert "`total_step` is not a setting" in message
-    assert "line 12" in message and "did you mean `total_steps`?" in message
+    assert "line 12" in message
+    assert "did you mean `total_steps`?" in message
 
 
 def test_missing_config(refused: Refused, tmp_path: Path) -> None:
@@ -48,11 +50,11 @@ def test_missing_data_file(refused: Refused, sft: dict[str, Any]) -> None:
     assert "No file nowhere.jsonl is there." in refused(sft, "data.train=nowhere.jsonl")
 
 
-def test_path_that_is_no_model(refused: Refused, sft: dict[str, Any], tmp_path: Path) -> None:
+def test_path_that_is_not_a_model(refused: Refused, sft: dict[str, Any], tmp_path: Path) -> None:
     assert "is not a model folder: config.json is missing." in refused(sft, f"model.path={tmp_path}")
 
 
-def test_a_problem_of_two_roles_is_said_once(refused: Refused, ppo: dict[str, Any], tmp_path: Path) -> None:
+def test_a_problem_of_two_roles_is_reported_once(refused: Refused, ppo: dict[str, Any], tmp_path: Path) -> None:
     message = refused(ppo, f"policy.path={tmp_path}", f"critic.path={tmp_path}")
     assert message.count("is not a model folder") == 1
 
@@ -77,7 +79,8 @@ def test_row_that_is_not_json(refused: Refused, sft: dict[str, Any], tmp_path: P
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n')
     message = refused(sft, f"data.train={rows}")
-    assert "rows.jsonl, line 2: not JSON" in message and "on_bad_row: skip" in message
+    assert "rows.jsonl, line 2: not JSON" in message
+    assert "on_bad_row: skip" in message
 
 
 def test_prompt_longer_than_the_context(refused: Refused, ppo: dict[str, Any], tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_reward_model_that_is_a_policy(refused: Refused, ppo: dict[str, Any], mo
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (["sampling.temperature=0"], "`sampling.temperature` is 0"),
         (["critic=null"], "The critic starts from the reward model"),
@@ -128,10 +131,10 @@ def test_reward_model_that_is_a_policy(refused: Refused, ppo: dict[str, Any], mo
     ],
 )
 def test_settings_that_contradict_each_other(
-    refused: Refused, ppo: dict[str, Any], changes: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+    refused: Refused, ppo: dict[str, Any], changes: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("quadriga.launch.checks.stage.gpu_count", lambda: 0)
-    assert said in refused(ppo, *changes)
+    assert message in refused(ppo, *changes)
 
 
 def test_a_pipeline_names_the_stage(refused: Refused, sft: dict[str, Any], ppo: dict[str, Any]) -> None:
@@ -149,23 +152,29 @@ def test_an_output_that_no_stage_makes(refused: Refused, sft: dict[str, Any], pp
 
 def test_several_problems_are_one_paragraph(refused: Refused, sft: dict[str, Any]) -> None:
     message = refused(sft, "cluster.actor.ranks=4096", "model.path=/no/model")
-    assert message.startswith("Error: 2 problems: (1) ") and " (2) " in message
+    assert message.startswith("Error: 2 problems: (1) ")
+    assert " (2) " in message
 
 
 def test_the_installed_command(write: Write, sft: dict[str, Any]) -> None:
     command = [str(Path(sys.executable).with_name("quadriga")), "run", str(write(sft)), "batch_size=none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("Error: `batch_size` is 'none' (the command line)") and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: `batch_size` is 'none' (the command line)")
+    assert "Traceback" not in done.stderr
 
 
 def test_debug_shows_the_traceback(write: Write, sft: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(write(sft)), "batch_size=none", "--debug"]) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" in said and "Error: `batch_size`" in said
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert "Error: `batch_size`" in printed
 
 
-def broken(error: BaseException) -> Callable[..., int]:
+def raising(error: BaseException) -> Callable[..., int]:
+    """Return a function that raises `error`."""
+
     def run(*arguments: Any) -> int:
         raise error
 
@@ -173,7 +182,7 @@ def broken(error: BaseException) -> Callable[..., int]:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (Fault("critic 1 is gone", phase="update", process="critic 1"), 1, "Failed: update: critic 1 is gone"),
         (Fault("it broke"), 1, "Failed: it broke"),
@@ -184,7 +193,7 @@ def broken(error: BaseException) -> Callable[..., int]:
 def test_how_runs_end(
     error: BaseException,
     code: int,
-    said: str,
+    message: str,
     write: Write,
     sft: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
@@ -192,10 +201,11 @@ def test_how_runs_end(
 ) -> None:
     import quadriga.orchestrator.run
 
-    monkeypatch.setattr(quadriga.orchestrator.run, "run", broken(error))
+    monkeypatch.setattr(quadriga.orchestrator.run, "run", raising(error))
     assert main(["run", str(write(sft))]) == code
     text = " ".join(capsys.readouterr().err.split())
-    assert said in text and "Traceback" not in text
+    assert message in text
+    assert "Traceback" not in text
 
 
 def test_exit_code_of_the_run_is_passed_on(write: Write, sft: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +230,8 @@ def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_data_shows_mask_and_template(write: Write, sft: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", str(write(sft)), "--rows", "1"]) == 0
     shown = capsys.readouterr().out
-    assert "<bos><user>" in shown and "'<eos>'" in shown
+    assert "<bos><user>" in shown
+    assert "'<eos>'" in shown
     assert "4 training rows read, 0 held out, 0 left out" in " ".join(shown.split())
     last = [line.split() for line in shown.splitlines() if "'<eos>'" in line][-1]
     assert last[1:] == ["2", "'<eos>'", "1"]
@@ -250,18 +261,18 @@ def test_export_refuses_damaged_weights(model: Path, tmp_path: Path, capsys: pyt
     assert not (tmp_path / "copy").exists()
 
 
-def test_eval_passes_everything_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
+def test_eval_passes_every_option_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: dict[str, Any] = {}
 
     def evaluate_run(target: str, against: str | None, **options: Any) -> dict[str, Any]:
-        asked.update(options, target=target, against=against)
+        received.update(options, target=target, against=against)
         return {"win_rate": {"mean": 0.5}}
 
     monkeypatch.setattr("quadriga.orchestrator.evaluation.report.evaluate_run", evaluate_run)
     out = tmp_path / "numbers.json"
     arguments = ["eval", "a", "--against", "b", "--rows", "7", "--temperature", "0", "--samples", "2", "--seed", "3"]
     assert main([*arguments, "--to", str(out)]) == 0
-    assert asked == {
+    assert received == {
         "target": "a", "against": "b", "rows": 7, "temperature": 0.0, "samples_per_prompt": 2,
         "reward": None, "seed": 3,
     }  # fmt: skip
@@ -269,7 +280,7 @@ def test_eval_passes_everything_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("command", ["eval", "chat"])
-def test_a_run_that_is_not_there(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_does_not_exist(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, str(tmp_path / "none")]) == 2
     assert "There is no folder" in " ".join(capsys.readouterr().err.split())
 
@@ -278,4 +289,4 @@ def test_a_config_with_a_launcher_is_not_run_here(
     sft: dict[str, Any], write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", str(write(sft | {"cluster": {"ssh": {"hosts": ["node-1"]}}}))]) == 2
-    assert "say `quadriga launch`, or cluster.ssh=null" in " ".join(capsys.readouterr().err.split())
+    assert "use `quadriga launch`, or set cluster.ssh=null" in " ".join(capsys.readouterr().err.split())

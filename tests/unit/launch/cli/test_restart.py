@@ -1,4 +1,4 @@
-"""The supervising parent: what is worth another attempt, and what is not."""
+"""The parent that restarts runs: which exits are worth another attempt, and which are not."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from quadriga.launch.cli import restart
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for the interpreter: does the n-th line of a script the n-th time it is started."""
+    """A stand-in for the interpreter, whose n-th start runs the script `n` in this folder."""
     program = tmp_path / "program"
     program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nn=$(wc -l < {tmp_path}/calls)\n. {tmp_path}/$n\n')
     program.chmod(0o755)
@@ -23,27 +23,27 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def attempts(folder: Path, *lines: str) -> None:
-    """What each attempt does."""
+    """Write the shell line that each attempt runs."""
     for number, line in enumerate(lines, start=1):
         (folder / str(number)).write_text(f"{line}\n")
 
 
 def calls(folder: Path) -> list[str]:
-    """With which words it was started."""
+    """Return the arguments of each start."""
     return (folder / "calls").read_text().splitlines()
 
 
-def test_a_killed_run_and_a_failed_one_are_started_again(command: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_killed_and_failed_runs_are_started_again(command: Path, capsys: pytest.CaptureFixture[str]) -> None:
     attempts(command, "kill -9 $$", "exit 1", "exit 0")
     assert restart.supervise(["a.yaml", "seed=1"], 5) == 0
     assert calls(command) == ["-m quadriga.launch run a.yaml seed=1"] * 3
-    said = capsys.readouterr().err
-    assert "The run was killed by SIGKILL; starting it again (1 of 5)." in said
-    assert "The run failed; starting it again (2 of 5)." in said
+    printed = capsys.readouterr().err
+    assert "The run was killed by SIGKILL; starting it again (1 of 5)." in printed
+    assert "The run failed; starting it again (2 of 5)." in printed
 
 
 @pytest.mark.parametrize("code", [2, 130])
-def test_bad_input_and_a_stop_that_was_asked_for_are_final(command: Path, code: int) -> None:
+def test_bad_input_and_requested_stops_are_final(command: Path, code: int) -> None:
     attempts(command, f"exit {code}")
     assert restart.supervise(["a.yaml"], 5) == code
     assert len(calls(command)) == 1
