@@ -1,1 +1,1 @@
-"""From YAML to a validated stage, with errors that name the file, the line and the nearest right key."""
+"""Config loading: from YAML to a validated stage, with errors that name file, line and the nearest valid key."""

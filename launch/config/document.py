@@ -1,4 +1,4 @@
-"""YAML files as trees that remember the file and line of every key, so that an error can point at it."""
+"""Document: a config tree that knows the file and line of every key, so that an error can point at it."""
 
 import copy
 import re
@@ -12,12 +12,14 @@ import yaml
 from quadriga.data.errors import UserError
 
 Key = str | int
+"""Key of a mapping or index into a list."""
 KeyPath = tuple[Key, ...]
+"""The keys from the root of a tree to a value."""
 
 
 @dataclass
 class Document:
-    """A config tree of dicts, lists and scalars, and where each of its keys was written.
+    """A config tree of dicts, lists and scalars, and the place where each of its keys was written.
 
     places: key path -> text such as `sft.yaml, line 3` or `the command line`.
     """
@@ -26,13 +28,13 @@ class Document:
     places: dict[KeyPath, str] = field(default_factory=dict)
 
     def place(self, path: KeyPath) -> str:
-        """Where a key was written; of a key that nobody wrote, its nearest parent."""
+        """Return where a key was written, or its nearest parent if the key itself was not."""
         while path not in self.places and path:
             path = path[:-1]
         return self.places.get(path, "")
 
     def get(self, path: KeyPath) -> Any:
-        """The value at a path; None where there is none."""
+        """Return the value at a path, or None if there is none."""
         value: Any = self.tree
         for key in path:
             if isinstance(value, dict):
@@ -44,15 +46,15 @@ class Document:
         return value
 
     def assign(self, path: KeyPath, value: Any, place: str) -> None:
-        """Set a value, making the mappings on the way. A list index may be one past the end.
+        """Set a value and create the mappings on its path. A list index may be one past the end.
 
-        A text on the way gives room for its `path`, which is what it stands for in every section that may be a text.
-        Raises UserError when something on the way is neither a mapping nor a list.
+        Some sections may be a text, which is short for a mapping with that `path`: assigning to `path` below a text
+        replaces the text by a mapping. Raises UserError when a value on the way is neither a mapping nor a list.
         """
         parent: Any = self.tree
         for depth, key in enumerate(path[:-1]):
-            there = self.get(path[: depth + 1])
-            if there is None or (isinstance(there, str) and path[depth + 1] == "path"):
+            value_there = self.get(path[: depth + 1])
+            if value_there is None or (isinstance(value_there, str) and path[depth + 1] == "path"):
                 _put(parent, key, {}, path[: depth + 1])
             parent = parent[key]
         _put(parent, path[-1], value, path)
@@ -60,24 +62,27 @@ class Document:
         self.places[path] = place
 
     def graft(self, path: KeyPath, other: "Document") -> None:
-        """Replace what is at a path by another document, with its places."""
+        """Replace the value at a path by another document, and keep that document's places."""
         self.assign(path, copy.deepcopy(other.tree), other.place(()))
         for below, place in other.places.items():
             self.places[path + below] = place
 
-    def part(self, path: KeyPath) -> "Document":
-        """A copy of what is below a path (a mapping)."""
+    def subtree(self, path: KeyPath) -> "Document":
+        """Return a copy of the mapping at a path, with its places."""
         depth = len(path)
         places = {below[depth:]: place for below, place in self.places.items() if below[:depth] == path}
         return Document(copy.deepcopy(self.get(path)), places | {(): self.place(path)})
 
     def fill(self, path: KeyPath, default: "Document", below: KeyPath = ()) -> None:
-        """Take over from `default` every key that is not set at `path`, mapping by mapping."""
-        ours, theirs = self.get(path + below), default.get(below)
-        if ours is None:
-            self.assign(path + below, copy.deepcopy(theirs), default.place(below))
-        elif isinstance(ours, dict) and isinstance(theirs, dict):
-            for key in theirs:
+        """Copy every key of `default` that is not set at `path`, mapping by mapping.
+
+        below: where in both trees the recursion stands.
+        """
+        own, inherited = self.get(path + below), default.get(below)
+        if own is None:
+            self.assign(path + below, copy.deepcopy(inherited), default.place(below))
+        elif isinstance(own, dict) and isinstance(inherited, dict):
+            for key in inherited:
                 self.fill(path, default, (*below, key))
 
     def _forget(self, path: KeyPath) -> None:
@@ -91,17 +96,17 @@ def _put(parent: Any, key: Key, value: Any, path: KeyPath) -> None:
     elif isinstance(parent, list) and isinstance(key, int) and key <= len(parent):
         parent[key : key + 1] = [value]
     else:
-        what = f"a list of {len(parent)} items" if isinstance(parent, list) else f"`{parent}`"
-        raise UserError(f"`{dotted(path)}` cannot be set: `{dotted(path[:-1])}` is {what}.")
+        obstacle = f"a list of {len(parent)} items" if isinstance(parent, list) else f"`{parent}`"
+        raise UserError(f"`{dotted(path)}` cannot be set: `{dotted(path[:-1])}` is {obstacle}.")
 
 
 def dotted(path: Sequence[Key]) -> str:
-    """`("a", 0, "b")` as `a.0.b`."""
+    """Return a key path as text: `("a", 0, "b")` is `a.0.b`."""
     return ".".join(map(str, path))
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars (1e-5 is a number; no, on and 1:30 are strings); a key given twice is an error."""
+    """Reads YAML 1.2 scalars (1e-5 is a number; no, on and 1:30 are strings) and refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -120,6 +125,8 @@ _SCALARS = {
         "-+.0123456789",
     ),
 }
+"""Type of a scalar -> its regular expression, and the characters that it may start with."""
+
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, regex) for tag, regex in resolvers if tag.endswith((":null", ":merge"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -131,7 +138,7 @@ for _name, (_regex, _first) in _SCALARS.items():
 def read_yaml(path: Path) -> Document:
     """Read a YAML file that holds one mapping.
 
-    Raises UserError, naming file and line, when it is missing, unreadable, not YAML or not a mapping.
+    Raises UserError, with file and line, when the file is missing, unreadable, not YAML or not a mapping.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -148,38 +155,41 @@ def read_yaml(path: Path) -> Document:
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
     if node is None or not isinstance(tree, dict):
-        raise UserError(f"{path} holds no mapping: a config is made of `key: value` lines, the first of them `stage:`.")
+        raise UserError(
+            f"{path} is not a mapping: a config consists of `key: value` lines, the first of them `stage:`."
+        )
     places: dict[KeyPath, str] = {(): str(path)}
-    _locate(node, (), str(path), places)
+    _record_places(node, (), str(path), places)
     return Document(tree, places)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would not read as text."""
+    """Quotes every text that `_Loader` would read as another type."""
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def write_yaml(path: Path, tree: dict[str, Any]) -> None:
-    """Write a file that `read_yaml` reads as the same tree."""
+    """Write a tree to a file from which `read_yaml` reads the same tree."""
     text = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     path.write_text(text, encoding="utf-8")
 
 
 def read_value(text: str) -> Any:
-    """A value as YAML reads it: `1e-5`, `[a, b]`, `true`, `null`, else text. Raises UserError."""
+    """Parse a YAML value: `1e-5`, `[a, b]`, `true`, `null`, else text. Raises UserError for invalid YAML."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"`{text}` is not a valid YAML value: {getattr(error, 'problem', None) or error}.") from None
 
 
-def _locate(node: yaml.Node, path: KeyPath, file: str, places: dict[KeyPath, str]) -> None:
+def _record_places(node: yaml.Node, path: KeyPath, file: str, places: dict[KeyPath, str]) -> None:
+    """Add the file and line of every key below a node to `places`."""
     children: list[tuple[Key, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
         children = [(key.value, key, value) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
         children = [(index, item, item) for index, item in enumerate(node.value)]
-    for key, written, value in children:
-        places[(*path, key)] = f"{file}, line {written.start_mark.line + 1}"
-        _locate(value, (*path, key), file, places)
+    for key, source, value in children:
+        places[(*path, key)] = f"{file}, line {source.start_mark.line + 1}"
+        _record_places(value, (*path, key), file, places)

@@ -1,4 +1,4 @@
-"""Pydantic's errors as sentences that name the key, the file and line, and what would be right."""
+"""Messages for pydantic's errors: sentences with the key, its file and line, and a valid alternative."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -10,27 +10,28 @@ from pydantic_core import ErrorDetails
 from quadriga.launch.config.document import Document, KeyPath, dotted
 
 Stages = dict[str, type[BaseModel]]
-"""`stage:` value -> its settings class."""
+"""`stage:` value -> settings class."""
 
 _SHOWN = 5
+"""Problems that one message lists; it counts the rest."""
 
 RENAMED = {
     "gold": "gold_reward",
     "evaluation.gold": "evaluation.gold_reward",
     "evaluation.prompts.train": "evaluation.prompts.rows",
 }
-"""Keys of earlier versions and their names today."""
+"""Key of an earlier version -> its current name."""
 
 
 def explain(error: ValidationError, document: Document, stages: Stages, prefix: KeyPath = ()) -> str:
-    """One paragraph for all errors of a stage that stands at `prefix` in the document."""
-    # A mistyped key comes before the key that is missing because of it.
+    """Return one paragraph for all errors of the stage at `prefix` in the document."""
+    # A mistyped key is listed before the key that is missing because of it.
     details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
     return summary([_sentence(detail, document, stages, prefix) for detail in details])
 
 
 def summary(sentences: Sequence[str]) -> str:
-    """One sentence as it is; several numbered, in one paragraph."""
+    """Join sentences to one paragraph: one stays as it is, several are numbered."""
     if len(sentences) == 1:
         return sentences[0]
     numbered = [f"({number}) {sentence}" for number, sentence in enumerate(sentences[:_SHOWN], 1)]
@@ -39,21 +40,21 @@ def summary(sentences: Sequence[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean `x`?`, or the known names when none is near."""
+    """Return the end of a sentence about an unknown name: `; did you mean `x`?`, or all known names if none is near."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else f"; known are {', '.join(f'`{item}`' for item in known)}."
+    return f"; did you mean `{close[0]}`?" if close else f"; choose from {', '.join(f'`{item}`' for item in known)}."
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes inside a type annotation such as `list[Source] | None`."""
+    """Return the settings classes inside a type annotation such as `list[Source] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in models_in(argument)]
 
 
 def annotation_at(model: type[BaseModel], path: Sequence[Any]) -> Any:
-    """The annotation of the field at a key path; None where the schema has no such field. List indices are skipped."""
+    """Return the annotation of the field at a key path, None if there is no such field. List indices are skipped."""
     models, annotation = [model], None
     for key in path:
         if isinstance(key, int):
@@ -64,6 +65,7 @@ def annotation_at(model: type[BaseModel], path: Sequence[Any]) -> Any:
 
 
 def _sentence(detail: ErrorDetails, document: Document, stages: Stages, prefix: KeyPath) -> str:
+    """Return the sentence for one error of pydantic's."""
     loc, kind = tuple(detail["loc"]), detail["type"]
     if kind.startswith("union_tag") and not loc:
         return _stage_sentence(document, stages, prefix)
@@ -73,7 +75,7 @@ def _sentence(detail: ErrorDetails, document: Document, stages: Stages, prefix: 
     if kind.startswith("union_tag"):
         return _type_sentence(detail, key, where, stage, loc)
     if kind == "extra_forbidden" and key in RENAMED:
-        return f"`{key}` is called `{RENAMED[key]}` now{where}."
+        return f"`{key}` is now called `{RENAMED[key]}`{where}."
     if kind == "extra_forbidden":
         return f"`{key}` is not a setting{where}{_suggestion(stage, loc)}"
     if kind == "missing":
@@ -81,43 +83,44 @@ def _sentence(detail: ErrorDetails, document: Document, stages: Stages, prefix: 
     context = detail.get("ctx", {})
     if kind == "value_error":
         subject = f"`{key}`" if loc else "This config"
-        return f"{subject} is not right{where}: {context['error']}."
+        return f"{subject} is not valid{where}: {context['error']}."
     message, given = detail["msg"].removeprefix("Input "), repr(detail["input"])
     given = given if len(given) < 60 else f"{given[:56]} ..."
     return f"`{key}` is {given}{where}: {message[0].lower()}{message[1:]}."
 
 
 def _stage_sentence(document: Document, stages: Stages, prefix: KeyPath) -> str:
+    """Return the sentence for a `stage:` that is missing or unknown."""
     value, place = document.get((*prefix, "stage")), document.place((*prefix, "stage"))
     names = ", ".join(f"`{name}`" for name in stages)
     if value is None:
-        return f"`stage` is missing ({place}): it says what the config does, one of {names}."
+        return f"`stage` is missing ({place}): it selects what the config does, one of {names}."
     return f"`stage: {value}` ({place}) is not a stage{nearest(str(value), stages)}"
 
 
 def _type_sentence(detail: ErrorDetails, key: str, where: str, stage: type[BaseModel], loc: KeyPath) -> str:
-    """What a section that has a `type` is missing; it may be written as in an earlier version."""
-    kinds = {tag: model for model in models_in(annotation_at(stage, loc)) for tag in _tags(model)}
+    """Return the sentence for a section whose `type` is missing, as in earlier versions, or unknown."""
+    types = {tag: model for model in models_in(annotation_at(stage, loc)) for tag in _tags(model)}
     given = detail["input"] if isinstance(detail["input"], dict) else {}
     if "type" in given:
-        return f"`{key}.type` is {given['type']!r}{where}{nearest(str(given['type']), kinds)}"
-    if fitting := [kind for kind, model in kinds.items() if given and set(given) <= set(model.model_fields)]:
+        return f"`{key}.type` is {given['type']!r}{where}{nearest(str(given['type']), types)}"
+    if fitting := [name for name, model in types.items() if given and set(given) <= set(model.model_fields)]:
         return f"`{key}.type` is missing{where}: add `type: {fitting[0]}`."
-    return f"`{key}.type` is missing{where}: it is one of {', '.join(f'`{kind}`' for kind in kinds)}."
+    return f"`{key}.type` is missing{where}: set it to one of {', '.join(f'`{name}`' for name in types)}."
 
 
 def _tags(model: type[BaseModel]) -> tuple[str, ...]:
-    """The values of `type` that choose a settings class."""
+    """Return the values of `type` that select a settings class."""
     field = model.model_fields.get("type")
     return tuple(get_args(field.annotation)) if field else ()
 
 
 def _in_schema(model: type[BaseModel], loc: Sequence[Any]) -> KeyPath:
-    """Without the parts that pydantic adds for members of unions."""
+    """Return the key path of an error: pydantic's location without the parts that it adds for members of unions."""
     kept: list[Any] = []
     tagged = False
     for position, part in enumerate(loc):
-        # Below a section with a `type` pydantic names the type first, once.
+        # Below a section with a `type`, pydantic's location has the type first, once.
         if not tagged and kept and part in {t for m in models_in(annotation_at(model, kept)) for t in _tags(m)}:
             tagged = True
             continue
@@ -131,19 +134,20 @@ def _in_schema(model: type[BaseModel], loc: Sequence[Any]) -> KeyPath:
 
 
 def _suggestion(stage: type[BaseModel], loc: KeyPath) -> str:
-    """A near name beside the wrong one, else the same name elsewhere in the stage."""
+    """Suggest a similar name in the same section, else the same name elsewhere in the stage."""
     name, parent = str(loc[-1]), loc[:-1]
     models = models_in(annotation_at(stage, parent)) if any(isinstance(key, str) for key in parent) else [stage]
-    beside = [field for model in models for field in model.model_fields]
-    if difflib.get_close_matches(name, beside, n=1, cutoff=0.8):
-        return nearest(name, beside)
+    siblings = [field for model in models for field in model.model_fields]
+    if difflib.get_close_matches(name, siblings, n=1, cutoff=0.8):
+        return nearest(name, siblings)
     elsewhere = [path for path in _paths(stage) if path.rpartition(".")[2] == name]
     if elsewhere:
         return f"; did you mean `{min(elsewhere, key=lambda path: path.count('.'))}`?"
-    return nearest(name, beside)
+    return nearest(name, siblings)
 
 
 def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return the dotted paths of all fields of a settings class."""
     found = []
     for name, field in model.model_fields.items():
         found.append(prefix + name)

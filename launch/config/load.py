@@ -1,4 +1,4 @@
-"""From a YAML file and command-line overrides to one validated stage: composing, loading, explaining errors."""
+"""Config loading: YAML files and command-line overrides are composed to one document and validated as a stage."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from quadriga.launch.config.unused_settings import find_unused
 from quadriga.orchestrator.settings import PipelineStage, Stage, StageEntry
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
-"""The YAML files that travel with the package."""
+"""Folder of the YAML files that are installed with the package."""
 
 STAGES: dict[str, type[BaseModel]] = {
     get_args(model.model_fields["stage"].annotation)[0]: model for model in get_args(get_args(Stage)[0])
@@ -22,10 +22,10 @@ STAGES: dict[str, type[BaseModel]] = {
 """`stage:` value -> settings class."""
 
 SECTIONS = ("model", "policy", "reference", "critic", "cluster")
-"""Sections that may be a name: a YAML file (beside the config, or a preset such as `models/pocket`)."""
+"""Sections that may be a name: of a YAML file or model folder beside the config, or a preset (`models/pocket`)."""
 
 SHARED = ("cluster", "tracking", "seed")
-"""Keys of a pipeline that are the defaults of its stages."""
+"""Keys of a pipeline that are defaults for its stages."""
 
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Stage)
 
@@ -33,8 +33,8 @@ _ADAPTER: TypeAdapter[Any] = TypeAdapter(Stage)
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
     """Load a stage or a pipeline, with includes, `key.path=value` overrides and defaults.
 
-    Every stage of a pipeline is validated too, its inputs standing in as placeholders, and comes back complete in
-    `StageEntry.config`. Raises UserError, one paragraph with file and line, for anything wrong.
+    Every stage of a pipeline is validated too, with placeholders for its inputs, and is returned complete in
+    `StageEntry.config`. Raises UserError, one paragraph with file and line, if anything is wrong.
     """
     document = load_document(path, overrides)
     stage = _validate(document)
@@ -44,20 +44,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
 
 
 def build(raw: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> Any:
-    """A validated stage from an entry's raw config and its inputs (`key.path` -> value). Raises UserError."""
-    document = Document({**raw}).part(())
+    """Return a validated stage from an entry's raw config and its inputs (`key.path` -> value). Raises UserError."""
+    document = Document({**raw}).subtree(())
     for key, value in (inputs or {}).items():
         document.assign(_parse_path(key, document), value, "an input of the pipeline")
     return _validate(document)
 
 
 def resolved(stage: BaseModel) -> dict[str, Any]:
-    """The whole config, defaults included, as plain data. It holds no secret: loading refuses them."""
+    """Return the whole config, defaults included, as plain data. It has no secrets: loading refuses them."""
     return stage.model_dump(mode="json")
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of a config file, for editors."""
+    """Return the JSON schema of config files, for editors."""
     schema = _ADAPTER.json_schema()
     for name, definition in schema["$defs"].items():
         for key in SECTIONS if name.endswith("Stage") else ("config",) if name == "StageEntry" else ():
@@ -70,12 +70,14 @@ def json_schema() -> dict[str, Any]:
 
 
 def load_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
-    """The composed config before validation: includes, a pipeline's stage files, shared keys, overrides."""
+    """Return the composed config before validation: includes, a pipeline's stage files, shared keys, overrides."""
     document = _compose(read_yaml(Path(path)), Path(path).parent)
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key.strip():
-            raise UserError(f"`{override}` is no override: write `key.path=value`, for example `optimizer.lr=1e-4`.")
+            raise UserError(
+                f"`{override}` is not a valid override: write `key.path=value`, for example `optimizer.lr=1e-4`."
+            )
         _override(document, key.strip(), read_value(value))
         document = _compose(document, Path.cwd())
     _refuse_secrets(document)
@@ -83,7 +85,7 @@ def load_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
 
 
 def entry_paths(document: Document) -> Iterator[KeyPath]:
-    """Where a pipeline's stages stand: `("stages", 0)`, ... `("repeat", 0)`, ..."""
+    """Yield the paths of a pipeline's entries: `("stages", 0)`, ... `("repeat", 0)`, ..."""
     for part in ("stages", "repeat"):
         entries = document.get((part,))
         for index, entry in enumerate(entries if isinstance(entries, list) else []):
@@ -92,7 +94,7 @@ def entry_paths(document: Document) -> Iterator[KeyPath]:
 
 
 def placeholders(entry: StageEntry) -> dict[str, Any]:
-    """Inputs that stand for outputs which do not exist yet: `key.path` -> `<stage.output>`."""
+    """Return stand-ins for the outputs that an entry takes as inputs: `key.path` -> `<stage.output>`."""
     inputs: dict[str, Any] = {}
     for key, source in entry.inputs.items():
         value = f"<{source if isinstance(source, str) else ' or '.join(source)}>"
@@ -101,12 +103,12 @@ def placeholders(entry: StageEntry) -> dict[str, Any]:
 
 
 def is_placeholder(path: str) -> bool:
-    """True of a path that only an earlier stage of the pipeline will make."""
+    """Return whether a path stands for an output that an earlier stage of the pipeline has yet to write."""
     return path.startswith("<") and path.endswith(">")
 
 
 def _compose(document: Document, base: Path) -> Document:
-    """Expand what is still a name. Composing twice changes nothing."""
+    """Replace the names of files by their contents and fill in shared keys. Composing twice changes nothing."""
     _expand_sections(document, (), base)
     if document.get(("stage",)) != "pipeline":
         return document
@@ -127,6 +129,7 @@ def _compose(document: Document, base: Path) -> Document:
 
 
 def _expand_sections(document: Document, at: KeyPath, base: Path) -> None:
+    """Replace the sections of one stage that are names."""
     for key in SECTIONS:
         path = (*at, key)
         name = document.get(path)
@@ -139,7 +142,10 @@ def _expand_sections(document: Document, at: KeyPath, base: Path) -> None:
 
 
 def _find(name: str, base: Path, key: KeyPath, document: Document) -> Path:
-    """A file (or model folder) by a name in a config: beside the config first, then among the presets."""
+    """Return the file or model folder of a name in a config, beside the config or else among the presets.
+
+    Raises UserError when there is neither.
+    """
     for folder in (base, PRESETS):
         for candidate in (folder / name, folder / f"{name}.yaml"):
             if candidate.is_file() or (candidate.is_dir() and (candidate / "config.json").is_file()):
@@ -154,7 +160,10 @@ def _find(name: str, base: Path, key: KeyPath, document: Document) -> Path:
 
 
 def _parse_path(key: str, document: Document) -> KeyPath:
-    """`stages.0.config.seed` or, of a list whose items have names, `stages.sft.config.seed`."""
+    """Parse a dotted path. A list item is given by index (`stages.0.config.seed`) or name (`stages.sft.config.seed`).
+
+    Raises UserError for an item that the list does not have.
+    """
     path: KeyPath = ()
     for part in key.split("."):
         parent = document.get(path)
@@ -175,52 +184,57 @@ def _parse_path(key: str, document: Document) -> KeyPath:
 
 
 def _override(document: Document, key: str, value: Any) -> None:
+    """Set a key from the command line; a shared key of a pipeline is set in every stage."""
     path = _parse_path(key, document)
     document.assign(path, value, "the command line")
     if document.get(("stage",)) == "pipeline" and path[0] in SHARED:
-        # Said for the whole pipeline, so it also wins over what a stage's own file says.
+        # The command line means the whole pipeline, so it also wins over a stage's own file.
         for entry in entry_paths(document):
             if isinstance(document.get((*entry, "config")), dict):
                 document.assign((*entry, "config", *path), value, "the command line")
 
 
 def _validate(document: Document, at: KeyPath = ()) -> Any:
+    """Return the stage at a path. Raises UserError for invalid and for unused settings."""
     try:
         stage = _ADAPTER.validate_python(document.get(at))
     except ValidationError as error:
         raise UserError(explain(error, document, STAGES, at)) from None
-    idle = [
+    unused = [
         f"`{dotted(path)}` ({document.place(at + path)}) would have no effect: {reason}."
         for path, reason in find_unused(stage)
     ]
-    if idle:
-        raise UserError(summary(idle))
+    if unused:
+        raise UserError(summary(unused))
     return stage
 
 
 def _check_entries(document: Document, pipeline: PipelineStage) -> None:
-    """Every stage's config is right, and every input names a stage that has run by then."""
+    """Raise UserError unless every stage's config is valid and every input is the output of a stage that has run."""
     names = [entry.name for entry in [*pipeline.stages, *pipeline.repeat]]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"Two stages of the pipeline are named `{name}`: names tell their outputs apart.")
+            raise UserError(
+                f"Two stages of the pipeline are named `{name}`: names must differ, because they identify outputs."
+            )
     for path in entry_paths(document):
         entry = getattr(pipeline, str(path[0]))[path[1]]
         before = names[: names.index(entry.name)]
-        # A repeated stage may also read what it, or one after it, made in the round before; not all of its inputs may.
+        # A repeated stage may also read outputs of the previous round, its own or a later stage's, if it has another
+        # source for the first round.
         known = before if path[0] == "stages" else names
-        filled = document.part(())
+        filled = document.subtree(())
         for key, source in entry.inputs.items():
             made_by = [output.partition(".")[0] for output in ([source] if isinstance(source, str) else source)]
             where = f"`{dotted((*path, 'inputs', key))}` ({document.place((*path, 'inputs', key))})"
             for name in made_by:
                 if name not in known:
                     near = nearest(name, known) if known else "."
-                    raise UserError(f"{where}: `{name}` is no stage before `{entry.name}`{near}")
+                    raise UserError(f"{where}: `{name}` is not a stage before `{entry.name}`{near}")
             if not set(made_by) & set(before) and not _takes_list(entry, key):
                 raise UserError(
-                    f"{where}: in the first round nothing has made {source} yet. Name an earlier stage's output after "
-                    f"it: [{source}, ...]."
+                    f"{where}: in the first round {source} does not exist yet. Add an earlier stage's output after it: "
+                    f"[{source}, ...]."
                 )
         for key, value in placeholders(entry).items():
             target = (*path, "config", *_parse_path(key, Document(entry.config)))
@@ -229,11 +243,13 @@ def _check_entries(document: Document, pipeline: PipelineStage) -> None:
 
 
 def _takes_list(entry: StageEntry, key: str) -> bool:
+    """Return whether an input's key is a list in the settings of the entry's stage."""
     stage = STAGES.get(str(entry.config.get("stage")))
     return stage is not None and get_origin(annotation_at(stage, key.split("."))) is list
 
 
 def _refuse_secrets(document: Document) -> None:
+    """Raise UserError if a value is a secret."""
     path = _first_difference(document.tree, without_secrets(document.tree))
     if path is not None:
         raise UserError(
@@ -243,6 +259,7 @@ def _refuse_secrets(document: Document) -> None:
 
 
 def _first_difference(value: Any, other: Any, path: KeyPath = ()) -> KeyPath | None:
+    """Return the path of the first value that two trees do not share, or None."""
     if isinstance(value, dict):
         missing = [(*path, key) for key in value if key not in other]
         below = (_first_difference(value[key], other[key], (*path, key)) for key in value if key in other)

@@ -1,4 +1,7 @@
-"""Settings that would do nothing. Under `cluster:`, where that depends on the machine, they are only reported."""
+"""Unused settings: keys that were changed but have no effect beside the others.
+
+They are errors, except under `cluster:` where it depends on the machine: those are only reported.
+"""
 
 from collections.abc import Iterator
 
@@ -18,37 +21,43 @@ from quadriga.orchestrator.settings import (
 )
 
 UnusedKey = tuple[KeyPath, str]
+"""Path of a key, and the reason why it has no effect."""
 
-HOSTED: dict[type[BaseModel], tuple[str, ...]] = {
+FAULT_TARGETS: dict[type[BaseModel], tuple[str, ...]] = {
     PretrainStage: ("actor", "driver"),
     SftStage: ("actor", "driver"),
     RewardStage: ("reward", "driver"),
 }
-"""What can be lost, of the stages that do not have everything."""
+"""Settings class of a stage -> the roles that a planned fault can hit, for stages without all of the roles."""
 
 
 def find_unused(stage: BaseModel) -> list[UnusedKey]:
-    """Keys that were changed and would change nothing: key path and reason."""
+    """Return the keys of a stage that differ from their defaults but have no effect."""
     return [
         (path + key, reason)
         for path, section in _sections(stage, ())
         for key, reason in _unused_keys(section)
-        if _changed(section, key)
+        if _differs_from_default(section, key)
     ]
 
 
 def unused_on_this_machine(cluster: ClusterSettings, cuda: bool) -> list[str]:
-    """Keys of `cluster:` that were changed and do nothing on this kind of device. Reported, never an error."""
+    """Return a sentence per changed key of `cluster:` that has no effect on this kind of device. Never an error.
+
+    cuda: whether this machine has a GPU.
+    """
     if cuda:
         return []
     roles = [name for name, field in ClusterSettings.model_fields.items() if field.annotation is ModelWorkerSettings]
     keys: list[KeyPath] = [(role, key) for role in roles for key in ("gpus", "offload")]
     keys += [("rollout", "gpus"), ("rollout", "tensor_parallel")]
-    return [f"`cluster.{dotted(key)}` has no effect without a GPU." for key in keys if _changed(cluster, key)]
+    return [
+        f"`cluster.{dotted(key)}` has no effect without a GPU." for key in keys if _differs_from_default(cluster, key)
+    ]
 
 
 def _unused_keys(section: BaseModel) -> Iterator[UnusedKey]:
-    """What would have no effect beside the section's other settings, if it was changed."""
+    """Yield the keys that have no effect given the section's other settings, changed or not."""
     match section:
         case OptimizerSettings(schedule="constant"):
             yield ("min_lr_ratio",), "the `constant` schedule never lowers the learning rate"
@@ -58,20 +67,20 @@ def _unused_keys(section: BaseModel) -> Iterator[UnusedKey]:
         case Source(builtin=None):
             yield ("seed",), "only `builtin` rows are generated from a seed"
         case Source():
-            yield ("columns",), "`builtin` rows have our column names"
+            yield ("columns",), "`builtin` rows already have the right column names"
         case PipelineStage(repeat=[]):
             yield ("rounds",), "`repeat` names no stages"
     if isinstance(section, StageBase):
-        saved = section.checkpoint
-        if saved.every_steps is None and saved.every_minutes is None:
+        checkpoint = section.checkpoint
+        if checkpoint.every_steps is None and checkpoint.every_minutes is None:
             for key in ("keep", "keep_best"):
-                reason = "without `every_steps` or `every_minutes` there is one checkpoint, the last"
+                reason = "without `every_steps` or `every_minutes` only the last step is saved"
                 yield ("checkpoint", key), reason
         late = [fault.step for fault in section.faults.planned if fault.step > section.total_steps]
         if late:
             yield ("faults", "planned"), f"a fault is planned in step {late[0]} of {section.total_steps}"
-        hosted = next((roles for kind, roles in HOSTED.items() if isinstance(section, kind)), None)
-        absent = [fault.role for fault in section.faults.planned if hosted and fault.role not in hosted]
+        targets = next((roles for kind, roles in FAULT_TARGETS.items() if isinstance(section, kind)), None)
+        absent = [fault.role for fault in section.faults.planned if targets and fault.role not in targets]
         if absent:
             yield ("faults", "planned"), f"a stage of this kind has no {absent[0]}"
         if not section.tracking.wandb:
@@ -81,7 +90,7 @@ def _unused_keys(section: BaseModel) -> Iterator[UnusedKey]:
     if isinstance(section, SftStage) and section.heldout_every is None:
         yield ("stop_when_heldout_rises",), "held-out loss is measured only at the end without `heldout_every`"
     if isinstance(section, PretrainStage) and section.tokenizer.path is not None:
-        yield ("tokenizer", "vocab_size"), "`tokenizer.path` names a tokenizer that is made already"
+        yield ("tokenizer", "vocab_size"), "`tokenizer.path` names an existing tokenizer"
     if isinstance(section, PpoStage):
         samples = section.prompts_per_step * section.samples_per_prompt
         if section.algorithm.kl.coefficient == 0:
@@ -90,8 +99,11 @@ def _unused_keys(section: BaseModel) -> Iterator[UnusedKey]:
             yield ("algorithm", "minibatch_size"), f"a step has only {samples} samples"
 
 
-def _changed(section: BaseModel, key: KeyPath) -> bool:
-    """True when the setting is not at its default: a resolved config, which spells out all defaults, loads again."""
+def _differs_from_default(section: BaseModel, key: KeyPath) -> bool:
+    """Return whether a setting differs from its default.
+
+    Whether it was written does not count: a resolved config, which spells out all defaults, must load again.
+    """
     *parents, last = map(str, key)
     for part in parents:
         section = getattr(section, part)
@@ -99,6 +111,7 @@ def _changed(section: BaseModel, key: KeyPath) -> bool:
 
 
 def _sections(section: BaseModel, path: KeyPath) -> Iterator[tuple[KeyPath, BaseModel]]:
+    """Yield a section and every section below it, with their paths."""
     yield path, section
     for name in type(section).model_fields:
         value = getattr(section, name)

@@ -1,4 +1,4 @@
-"""Trees that know the line of every key."""
+"""Documents: config trees that know the line of every key."""
 
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ TREES = st.recursive(
 
 
 def paths(tree: Any, path: KeyPath = ()) -> list[KeyPath]:
+    """Return the path of every value of a tree."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     return [found for key, value in items for found in [(*path, key), *paths(value, (*path, key))]]
 
@@ -42,7 +43,7 @@ def test_values_and_lines(tree: dict[str, Any], tmp_path: Path) -> None:
 @given(
     tree=st.dictionaries(WORDS, TREES, max_size=5), path=st.lists(WORDS, min_size=1, max_size=4), value=st.integers()
 )
-def test_what_is_assigned_is_there_and_the_rest_stays(tree: dict[str, Any], path: list[str], value: int) -> None:
+def test_assign_sets_one_value_and_keeps_the_rest(tree: dict[str, Any], path: list[str], value: int) -> None:
     before = {key: repr(item) for key, item in tree.items() if key != path[0]}
     document = Document(tree)
     try:
@@ -50,11 +51,12 @@ def test_what_is_assigned_is_there_and_the_rest_stays(tree: dict[str, Any], path
     except UserError as error:
         assert "cannot be set" in str(error)
     else:
-        assert document.get(tuple(path)) == value and document.place(tuple(path)) == "here"
+        assert document.get(tuple(path)) == value
+        assert document.place(tuple(path)) == "here"
     assert {key: repr(item) for key, item in tree.items() if key != path[0]} == before
 
 
-def test_defaults_fill_only_what_is_not_set() -> None:
+def test_defaults_fill_only_unset_keys() -> None:
     document = Document({"a": {"b": {"c": 1}, "l": [1]}}, {("a",): "ours"})
     document.fill(("a",), Document({"b": {"c": 2, "d": 3}, "l": [2, 3], "e": {"f": 4}}, {("e",): "theirs"}))
     assert document.tree == {"a": {"b": {"c": 1, "d": 3}, "l": [1], "e": {"f": 4}}}
@@ -62,6 +64,6 @@ def test_defaults_fill_only_what_is_not_set() -> None:
 
 
 @pytest.mark.parametrize("path", [("a", "x"), ("l", 3), ("l", "name"), ("l", 0, "x")])
-def test_places_that_cannot_be_set(path: KeyPath) -> None:
+def test_paths_that_cannot_be_set(path: KeyPath) -> None:
     with pytest.raises(UserError, match="cannot be set"):
         Document({"a": 1, "l": [1, 2]}).assign(path, 0, "here")

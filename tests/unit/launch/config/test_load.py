@@ -1,4 +1,4 @@
-"""Loading, composing and explaining configs."""
+"""Loading and composing configs, and the messages of their errors."""
 
 import textwrap
 from collections.abc import Callable
@@ -15,6 +15,7 @@ Write = Callable[..., Path]
 
 
 def refusal(path: Path, *overrides: str) -> str:
+    """Return the one-line message with which a config is refused."""
     with pytest.raises(UserError) as caught:
         load_config(path, overrides)
     text = str(caught.value)
@@ -38,7 +39,8 @@ SFT = textwrap.dedent(
 def test_defaults_and_numbers(write: Write) -> None:
     stage = load_config(write(SFT))
     assert isinstance(stage, SftStage)
-    assert stage.optimizer.lr == 1e-4 and stage.batch_size == 32
+    assert stage.optimizer.lr == 1e-4
+    assert stage.batch_size == 32
     assert stage.data.train[0].path == "rows.jsonl"
     assert resolved(stage)["optimizer"]["schedule"] == "cosine"
 
@@ -69,7 +71,7 @@ def test_nested_unknown_key(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("batch_size=0", "`batch_size` is 0 (the command line): should be greater than or equal to 1."),
         ("optimizer.lr=fast", "`optimizer.lr` is 'fast' (the command line): should be a valid number"),
@@ -78,13 +80,13 @@ def test_nested_unknown_key(write: Write) -> None:
         ("data.train=[]", "`data.train` is []"),
         ("stage=sfd", "`stage: sfd` (the command line) is not a stage; did you mean `sft`?"),
         ("stage=null", "`stage` is missing"),
-        ("nonsense", "`nonsense` is no override: write `key.path=value`"),
+        ("nonsense", "`nonsense` is not a valid override: write `key.path=value`"),
         ("name.first=1", "`name.first` cannot be set: `name` is `tune`"),
         ("model=models/pockt", "did you mean `models/pocket`?"),
     ],
 )
-def test_wrong_values(write: Write, change: str, said: str) -> None:
-    assert said in refusal(write(SFT), change)
+def test_wrong_values(write: Write, change: str, message: str) -> None:
+    assert message in refusal(write(SFT), change)
 
 
 def test_missing_key(write: Write) -> None:
@@ -93,17 +95,17 @@ def test_missing_key(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("stage: [", "line 1"),
         ("a: 1\nb: 2\na: 3\n", "line 3: not valid YAML: `a` is given twice"),
-        ("- a\n", "holds no mapping"),
-        ("", "holds no mapping"),
+        ("- a\n", "is not a mapping"),
+        ("", "is not a mapping"),
         ("a: &x {b: *y}\n", "not valid YAML"),
     ],
 )
-def test_not_yaml(write: Write, text: str, said: str) -> None:
-    assert said in refusal(write(text))
+def test_not_yaml(write: Write, text: str, message: str) -> None:
+    assert message in refusal(write(text))
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -115,7 +117,8 @@ def test_overrides_are_yaml_and_reach_lists(write: Write) -> None:
         write(SFT),
         ["optimizer.betas=[0.8, 0.9]", "data.train=[x]", "data.train.0.path=a.jsonl", "data.train.1=b.jsonl", "seed=7"],
     )
-    assert stage.optimizer.betas == (0.8, 0.9) and stage.seed == 7
+    assert stage.optimizer.betas == (0.8, 0.9)
+    assert stage.seed == 7
     assert [source.path for source in stage.data.train] == ["a.jsonl", "b.jsonl"]
 
 
@@ -129,7 +132,7 @@ def test_sections_may_be_files_presets_or_folders(write: Write, model: Path) -> 
     assert load_config(write(SFT), ["model=models/pocket"]).model.shape["hidden_size"] == 128
 
 
-def test_an_error_in_an_included_file_is_said_to_be_there(write: Write) -> None:
+def test_an_error_in_an_included_file_names_that_file(write: Write) -> None:
     mine = write("shape: {model_type: llama}\npaht: x\n", "mine.yaml")
     path = write(SFT.replace("{path: some/model}", "mine"))
     assert refusal(path) == f"`model.paht` is not a setting ({mine}, line 2); did you mean `path`?"
@@ -163,9 +166,10 @@ def test_ppo_settings_without_effect(write: Write, ppo: dict[str, Any], changes:
     assert f"`{key}` (the command line) would have no effect: " in refusal(write(ppo), *changes)
 
 
-def test_defaults_never_count_as_settings_without_effect(write: Write, ppo: dict[str, Any]) -> None:
+def test_a_default_without_effect_is_not_an_error(write: Write, ppo: dict[str, Any]) -> None:
     stage = load_config(write(ppo), ["prompts_per_step=4", "algorithm.kl.coefficient=0"])
-    assert isinstance(stage, PpoStage) and stage.algorithm.minibatch_size == 64
+    assert isinstance(stage, PpoStage)
+    assert stage.algorithm.minibatch_size == 64
 
 
 def test_a_resolved_config_loads_again(write: Write, ppo: dict[str, Any], pipeline: Path) -> None:
@@ -180,10 +184,12 @@ def test_a_resolved_config_loads_again(write: Write, ppo: dict[str, Any], pipeli
 
 def test_secrets_stay_in_the_environment(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     text = refusal(write(SFT), "cluster.deepspeed.monitor.api_key=abc")
-    assert "`cluster.deepspeed.monitor.api_key` (the command line) holds a secret" in text and "abc" not in text
+    assert "`cluster.deepspeed.monitor.api_key` (the command line) holds a secret" in text
+    assert "abc" not in text
     monkeypatch.setenv("WANDB_API_KEY", "local-0123456789")
     text = refusal(write(SFT), "data.train=[x.jsonl, /home/local-0123456789/y]")
-    assert "`data.train.1` (the command line) holds a secret" in text and "0123456789" not in text
+    assert "`data.train.1` (the command line) holds a secret" in text
+    assert "0123456789" not in text
 
 
 PIPELINE = textwrap.dedent(
@@ -224,11 +230,12 @@ PIPELINE = textwrap.dedent(
 
 @pytest.fixture
 def pipeline(write: Write) -> Path:
+    """A valid pipeline whose first stage has a file of its own."""
     write(SFT, "sft.yaml")
     return write(PIPELINE, "pipeline.yaml")
 
 
-def test_pipeline_entries_come_back_complete(pipeline: Path) -> None:
+def test_pipeline_entries_are_complete(pipeline: Path) -> None:
     stage = load_config(pipeline)
     assert isinstance(stage, PipelineStage)
     tune, judge = (build(entry.config) for entry in stage.stages)
@@ -237,14 +244,14 @@ def test_pipeline_entries_come_back_complete(pipeline: Path) -> None:
     assert (judge.cluster.actor.ranks, judge.cluster.actor.threads) == (2, 1)
 
 
-def test_pipeline_overrides_of_shared_keys_reach_every_stage(pipeline: Path) -> None:
+def test_overrides_of_shared_keys_reach_every_stage(pipeline: Path) -> None:
     stage = load_config(pipeline, ["seed=9", "cluster.dtype=float32", "stages.judge.config.batch_size=3"])
     built = [build(entry.config) for entry in stage.stages]
     assert [(each.seed, each.cluster.dtype) for each in built] == [(9, "float32")] * 2
     assert built[1].batch_size == 3
 
 
-def test_inputs_are_put_in(pipeline: Path) -> None:
+def test_build_inserts_inputs(pipeline: Path) -> None:
     stage = load_config(pipeline)
     entry = stage.repeat[0]
     assert placeholders(entry)["prompts.train"] == ["<tune.answers>"]
@@ -266,19 +273,23 @@ def test_a_typo_in_a_stage_file_names_that_file(pipeline: Path, write: Write) ->
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
-        ("model.path: tune.policy", "model.path: tun.policy", "`tun` is no stage before `judge`; did you mean `tune`?"),
-        ("model.path: tune.policy", "model.path: improve.policy", "`improve` is no stage before `judge`"),
-        ("[improve.policy, tune.policy]", "improve.policy", "in the first round nothing has made improve.policy yet"),
+        (
+            "model.path: tune.policy",
+            "model.path: tun.policy",
+            "`tun` is not a stage before `judge`; did you mean `tune`?",
+        ),
+        ("model.path: tune.policy", "model.path: improve.policy", "`improve` is not a stage before `judge`"),
+        ("[improve.policy, tune.policy]", "improve.policy", "in the first round improve.policy does not exist yet"),
         ("model.path: tune.policy", "model.pth: tune.policy", "`model.pth` is not a setting"),
         ("name: judge", "name: tune", "Two stages of the pipeline are named `tune`"),
         ("config: sft.yaml", "config: sfd.yaml", "names neither a file beside that config"),
         ("stage: reward", "stage: rewards", "did you mean `reward`?"),
     ],
 )
-def test_wrong_pipelines(pipeline: Path, write: Write, old: str, new: str, said: str) -> None:
-    assert said in refusal(write(PIPELINE.replace(old, new), "pipeline.yaml"))
+def test_wrong_pipelines(pipeline: Path, write: Write, old: str, new: str, message: str) -> None:
+    assert message in refusal(write(PIPELINE.replace(old, new), "pipeline.yaml"))
 
 
 def test_rounds_without_repeat(pipeline: Path, write: Write) -> None:
@@ -289,7 +300,8 @@ def test_rounds_without_repeat(pipeline: Path, write: Write) -> None:
 def test_schema_lets_sections_be_names() -> None:
     definitions = json_schema()["$defs"]
     model = definitions["SftStage"]["properties"]["model"]["anyOf"]
-    assert model[0]["type"] == "string" and "$ref" in model[1]
+    assert model[0]["type"] == "string"
+    assert "$ref" in model[1]
     assert definitions["StageEntry"]["properties"]["config"]["anyOf"][0]["type"] == "string"
     assert "micro-batch" in definitions["ClusterSettings"]["properties"]["train_tokens"]["description"]
 
@@ -297,7 +309,7 @@ def test_schema_lets_sections_be_names() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"gold": {"function": "a:b"}}, "`gold` is called `gold_reward` now"),
+        ({"gold": {"function": "a:b"}}, "`gold` is now called `gold_reward`"),
         ({"reward": {"function": {"function": "a:b"}}}, "add `type: function`"),
         ({"reward": {"path": "models/rm"}}, "add `type: model`"),
         ({"reward": {}}, "`reward.type` is missing"),
@@ -315,5 +327,5 @@ def test_reward_says_its_type(write: Write, ppo: dict[str, Any], change: dict[st
 def test_evaluation_names_its_prompts_rows(write: Write) -> None:
     evaluation = {"prompts": {"train": "held-out.jsonl"}, "gold_reward": {"type": "function", "function": "a:b"}}
     config = {"stage": "pipeline", "name": "all", "stages": [], "evaluation": evaluation}
-    with pytest.raises(UserError, match=r"`evaluation.prompts.train` is called `evaluation.prompts.rows` now"):
+    with pytest.raises(UserError, match=r"`evaluation.prompts.train` is now called `evaluation.prompts.rows`"):
         load_config(write(config))
