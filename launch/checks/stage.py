@@ -30,7 +30,7 @@ from quadriga.orchestrator.settings import (
 
 
 def check_config(stage: Any) -> list[CheckResult]:
-    """Check everything that a stage, or every stage of a pipeline, needs. Starts neither Ray, DeepSpeed nor vLLM."""
+    """Check everything that a stage, or every stage of a pipeline, needs. Does not start Ray, DeepSpeed or vLLM."""
     report = CheckReport()
     if isinstance(stage, PipelineStage):
         _check_pipeline(stage, report)
@@ -90,7 +90,7 @@ def _check_stage(stage: Any, report: CheckReport, subject: str) -> None:
     sound = [report.run(model_checks.check_model, model) for model in _models(stage)]
     if isinstance(stage, GeneratingStage) and sound[0]:
         report.run(_check_cpu_generation, stage.policy, stage)
-        report.run(heads_divide, stage)
+        report.run(check_tensor_parallel, stage)
     if all(sound):
         if isinstance(stage, PpoStage) and stage.reward_path is not None:
             report.run(model_checks.check_reward_model, stage.reward_path)
@@ -98,7 +98,7 @@ def _check_stage(stage: Any, report: CheckReport, subject: str) -> None:
 
 
 def _check_data(stage: Any, report: CheckReport) -> None:
-    """Check tokenizer, template, context and a sample of the rows; without a model folder as yet, only the rows."""
+    """Check tokenizer, template, context and a sample of the rows; if there is no model yet, only the rows."""
     model = stage.model if isinstance(stage, TrainStage) else stage.policy
     folder = (stage.tokenizer.path if isinstance(stage, PretrainStage) else None) or model.path
     data = stage.data if isinstance(stage, TrainStage) else stage.prompts
@@ -150,7 +150,7 @@ def _check_settings(stage: Any) -> None:
     if isinstance(stage, PpoStage) and _has_critic(stage) and stage.critic is None and stage.reward_path is None:
         raise UserError(
             "The critic starts from the reward model, and a function is not a model. Name a model folder with "
-            "`critic.path`; the policy's is a good choice."
+            "`critic.path`, for example the policy's."
         )
     if isinstance(stage, RankStage):
         fewest, most = stage.answers_per_prompt
@@ -205,7 +205,7 @@ def _check_function(function: RewardFunctionSettings) -> str:
     return f"function {function.function} imports"
 
 
-def heads_divide(stage: Any) -> None:
+def check_tensor_parallel(stage: Any) -> None:
     """Check that the policy of a stage, if it is on this machine, can be split over `tensor_parallel` GPUs."""
     if isinstance(stage, GeneratingStage) and stage.policy.path and Path(stage.policy.path).is_dir():
         model_checks.check_tensor_parallel(stage.policy, stage.cluster.rollout.tensor_parallel)

@@ -13,7 +13,7 @@ from quadriga.actors.launcher_settings import SshSettings
 from quadriga.data.errors import UserError
 from quadriga.launch.checks.machine import pins
 from quadriga.launch.checks.report import CheckResult
-from quadriga.launch.checks.stage import check_placement, heads_divide, single_stages
+from quadriga.launch.checks.stage import check_placement, check_tensor_parallel, single_stages
 from quadriga.launch.ssh.checks import Facts, check_addresses, check_connections, check_host, check_sharing, facts_of
 from quadriga.launch.ssh.hosts import Host, call_all, check_connectivity, hosts_of
 from quadriga.orchestrator.cluster.placement import Machine
@@ -139,7 +139,7 @@ def _check_placement(stage: Any, report: PreflightReport) -> None:
         if device == "auto":
             device = "cuda" if any(machine.gpus for machine in machines) else "cpu"
         try:
-            heads_divide(single)
+            check_tensor_parallel(single)
             check_placement(single, device, machines)
         except UserError as error:
             report.results.append(CheckResult("problem", single.name, str(error)))
