@@ -17,8 +17,8 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def refused(write: Write, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """A function that runs a config that must be refused before anything starts, and returns the message."""
+def refusal(write: Write, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A function that runs a config which must be refused before it starts, and returns the message on one line."""
 
     def run(config: Any, *overrides: str) -> str:
         path = config if isinstance(config, Path) else write(config)
@@ -32,72 +32,72 @@ def refused(write: Write, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
     return run
 
 
-Refused = Callable[..., str]
+Refusal = Callable[..., str]
 
 
-def test_unknown_key(refused: Refused, write: Write, sft: dict[str, Any]) -> None:
-    message = refused(write(sft | {"total_step": 3}))
+def test_unknown_key(refusal: Refusal, write: Write, sft: dict[str, Any]) -> None:
+    message = refusal(write(sft | {"total_step": 3}))
     assert "`total_step` is not a setting" in message
     assert "line 12" in message
     assert "did you mean `total_steps`?" in message
 
 
-def test_missing_config(refused: Refused, tmp_path: Path) -> None:
-    assert "There is no config file" in refused(tmp_path / "none.yaml")
+def test_missing_config(refusal: Refusal, tmp_path: Path) -> None:
+    assert "There is no config file" in refusal(tmp_path / "none.yaml")
 
 
-def test_missing_data_file(refused: Refused, sft: dict[str, Any]) -> None:
-    assert "No file nowhere.jsonl is there." in refused(sft, "data.train=nowhere.jsonl")
+def test_missing_data_file(refusal: Refusal, sft: dict[str, Any]) -> None:
+    assert "No file nowhere.jsonl is there." in refusal(sft, "data.train=nowhere.jsonl")
 
 
-def test_path_that_is_not_a_model(refused: Refused, sft: dict[str, Any], tmp_path: Path) -> None:
-    assert "is not a model folder: config.json is missing." in refused(sft, f"model.path={tmp_path}")
+def test_path_that_is_not_a_model(refusal: Refusal, sft: dict[str, Any], tmp_path: Path) -> None:
+    assert "is not a model folder: config.json is missing." in refusal(sft, f"model.path={tmp_path}")
 
 
-def test_a_problem_of_two_roles_is_reported_once(refused: Refused, ppo: dict[str, Any], tmp_path: Path) -> None:
-    message = refused(ppo, f"policy.path={tmp_path}", f"critic.path={tmp_path}")
+def test_a_problem_of_two_roles_is_reported_once(refusal: Refusal, ppo: dict[str, Any], tmp_path: Path) -> None:
+    message = refusal(ppo, f"policy.path={tmp_path}", f"critic.path={tmp_path}")
     assert message.count("is not a model folder") == 1
 
 
-def test_model_without_weights(refused: Refused, sft: dict[str, Any], tmp_path: Path) -> None:
+def test_model_without_weights(refusal: Refusal, sft: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert "has no .safetensors weights" in refused(sft, f"model.path={tmp_path}")
+    assert "has no .safetensors weights" in refusal(sft, f"model.path={tmp_path}")
 
 
-def test_unknown_architecture(refused: Refused, sft: dict[str, Any], tmp_path: Path) -> None:
+def test_unknown_architecture(refusal: Refusal, sft: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "lama"}')
     (tmp_path / "model.safetensors").touch()
-    assert "is not a model that transformers knows" in refused(sft, f"model.path={tmp_path}")
+    assert "is not a model that transformers knows" in refusal(sft, f"model.path={tmp_path}")
 
 
-def test_empty_data_set(refused: Refused, sft: dict[str, Any], tmp_path: Path) -> None:
+def test_empty_data_set(refusal: Refusal, sft: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
-    assert "empty.jsonl is empty" in refused(sft, f"data.train={tmp_path / 'empty.jsonl'}")
+    assert "empty.jsonl is empty" in refusal(sft, f"data.train={tmp_path / 'empty.jsonl'}")
 
 
-def test_row_that_is_not_json(refused: Refused, sft: dict[str, Any], tmp_path: Path) -> None:
+def test_row_that_is_not_json(refusal: Refusal, sft: dict[str, Any], tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", \n')
-    message = refused(sft, f"data.train={rows}")
+    message = refusal(sft, f"data.train={rows}")
     assert "rows.jsonl, line 2: not JSON" in message
     assert "on_bad_row: skip" in message
 
 
-def test_prompt_longer_than_the_context(refused: Refused, ppo: dict[str, Any], tmp_path: Path) -> None:
+def test_prompt_longer_than_the_context(refusal: Refusal, ppo: dict[str, Any], tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt": "why? " * 500}) + "\n")
-    message = refused(ppo, f"prompts.train={rows}")
+    message = refusal(ppo, f"prompts.train={rows}")
     assert "rows.jsonl, line 1: prompt longer than the context" in message
 
 
-def test_settings_longer_than_the_context(refused: Refused, ppo: dict[str, Any]) -> None:
-    message = refused(ppo, "sampling.max_tokens=33")
+def test_settings_longer_than_the_context(refusal: Refusal, ppo: dict[str, Any]) -> None:
+    message = refusal(ppo, "sampling.max_tokens=33")
     assert "`prompts.max_tokens + sampling.max_tokens` allows sequences of 129 tokens" in message
     assert "is 128 tokens" in message
 
 
-def test_head_size_that_vllm_does_not_serve(refused: Refused, ppo: dict[str, Any], odd_model: Path) -> None:
-    message = refused(ppo, f"policy.path={odd_model}")
+def test_head_size_that_vllm_does_not_serve(refusal: Refusal, ppo: dict[str, Any], odd_model: Path) -> None:
+    message = refusal(ppo, f"policy.path={odd_model}")
     assert "heads have 8 elements (head_dim), and vLLM's CPU attention supports 32, 64" in message
 
 
@@ -108,17 +108,17 @@ def test_training_alone_does_not_need_vllm(odd_model: Path, sft: dict[str, Any],
     assert require_sound(load_config(write(sft), [f"model.path={odd_model}"])) == []
 
 
-def test_more_ranks_than_the_machine_can_place(refused: Refused, sft: dict[str, Any]) -> None:
-    assert "cluster.actor asks for 4096 processes" in refused(sft, "cluster.actor.ranks=4096")
+def test_more_ranks_than_the_machine_can_place(refusal: Refusal, sft: dict[str, Any]) -> None:
+    assert "cluster.actor asks for 4096 processes" in refusal(sft, "cluster.actor.ranks=4096")
 
 
 @pytest.mark.parametrize("name", ["no_such_module:score", "json:no_such_function"])
-def test_reward_function_that_does_not_import(refused: Refused, ppo: dict[str, Any], name: str) -> None:
-    assert f"The function {name} cannot be used: " in refused(ppo, f"reward.function={name}")
+def test_reward_function_that_does_not_import(refusal: Refusal, ppo: dict[str, Any], name: str) -> None:
+    assert f"The function {name} cannot be used: " in refusal(ppo, f"reward.function={name}")
 
 
-def test_reward_model_that_is_a_policy(refused: Refused, ppo: dict[str, Any], model: Path) -> None:
-    assert f"{model} has no trained reward head" in refused(ppo | {"reward": {"type": "model", "path": str(model)}})
+def test_reward_model_that_is_a_policy(refusal: Refusal, ppo: dict[str, Any], model: Path) -> None:
+    assert f"{model} has no trained reward head" in refusal(ppo | {"reward": {"type": "model", "path": str(model)}})
 
 
 @pytest.mark.parametrize(
@@ -131,27 +131,27 @@ def test_reward_model_that_is_a_policy(refused: Refused, ppo: dict[str, Any], mo
     ],
 )
 def test_settings_that_contradict_each_other(
-    refused: Refused, ppo: dict[str, Any], changes: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+    refusal: Refusal, ppo: dict[str, Any], changes: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("quadriga.launch.checks.stage.gpu_count", lambda: 0)
-    assert message in refused(ppo, *changes)
+    assert message in refusal(ppo, *changes)
 
 
-def test_a_pipeline_names_the_stage(refused: Refused, sft: dict[str, Any], ppo: dict[str, Any]) -> None:
+def test_a_pipeline_names_the_stage(refusal: Refusal, sft: dict[str, Any], ppo: dict[str, Any]) -> None:
     improve = {"name": "improve", "config": ppo, "inputs": {"policy.path": "tune.policy"}}
     stages = [{"name": "tune", "config": sft}, improve]
-    message = refused({"stage": "pipeline", "name": "all", "stages": stages}, "stages.improve.config.critic.path=/no")
+    message = refusal({"stage": "pipeline", "name": "all", "stages": stages}, "stages.improve.config.critic.path=/no")
     assert "Stage `improve`: /no is not a model folder" in message
 
 
-def test_an_output_that_no_stage_makes(refused: Refused, sft: dict[str, Any], ppo: dict[str, Any]) -> None:
+def test_an_output_that_no_stage_makes(refusal: Refusal, sft: dict[str, Any], ppo: dict[str, Any]) -> None:
     improve = {"name": "improve", "config": ppo, "inputs": {"policy.path": "tune.polcy"}}
-    message = refused({"stage": "pipeline", "name": "all", "stages": [{"name": "tune", "config": sft}, improve]})
+    message = refusal({"stage": "pipeline", "name": "all", "stages": [{"name": "tune", "config": sft}, improve]})
     assert "`tune.polcy` is not an output of tune; did you mean `policy`?" in message
 
 
-def test_several_problems_are_one_paragraph(refused: Refused, sft: dict[str, Any]) -> None:
-    message = refused(sft, "cluster.actor.ranks=4096", "model.path=/no/model")
+def test_several_problems_are_one_paragraph(refusal: Refusal, sft: dict[str, Any]) -> None:
+    message = refusal(sft, "cluster.actor.ranks=4096", "model.path=/no/model")
     assert message.startswith("Error: 2 problems: (1) ")
     assert " (2) " in message
 
