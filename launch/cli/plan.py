@@ -20,14 +20,14 @@ def plan(
     overrides: Overrides = None,
     gpu: Annotated[Gpu, typer.Option(help="Whose published speed to use where there is no GPU.")] = "H100",
     gpu_memory: Annotated[
-        float | None, typer.Option(min=1, metavar="GB", help="Of a GPU.", show_default="this machine's, else 80")
+        float | None, typer.Option(min=1, metavar="GB", help="Memory of a GPU.", show_default="this machine's, else 80")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="First measure this machine, in about two minutes, and keep the result.")
     ] = False,
 ) -> None:
-    """Tell memory and time of a run before anything is started.
+    """Estimate memory and time of a run without starting it.
 
     What every process holds in each phase, what shares a GPU, whether it fits, and if not, what would.
 

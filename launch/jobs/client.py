@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from quadriga.data.errors import Unreachable, UserError
+from quadriga.data.errors import INTERRUPTED, Unreachable, UserError
 
 ADDRESS = "http://127.0.0.1:8265"
 """Default address of the job server."""
@@ -22,7 +22,6 @@ RUN = "quadriga_run"
 RUN_DIR = "run_dir"
 """Key of a job's metadata for the run's directory."""
 
-INTERRUPTED = 130
 """Exit code of a run that was stopped, as after Ctrl-C."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 

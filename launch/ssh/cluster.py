@@ -13,10 +13,10 @@ from rich.console import Console
 
 from quadriga.actors.launcher_settings import SshSettings
 from quadriga.actors.runtime.device import driver_environment
-from quadriga.data.errors import Fault, UserError
+from quadriga.data.errors import INTERRUPTED, Fault, UserError
 from quadriga.launch.config.error_messages import summary
 from quadriga.launch.config.load import resolved
-from quadriga.launch.jobs.client import ENDED, INTERRUPTED, attempts, connect
+from quadriga.launch.jobs.client import ENDED, attempts, connect
 from quadriga.launch.jobs.control import stop_job
 from quadriga.launch.jobs.logs import follow
 from quadriga.launch.jobs.package import CONFIG, on_cluster

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.actors.model.group import ActorGroup
-from quadriga.data.atomic_files import publish, write_json_atomic
+from quadriga.data.atomic_files import publish, replace_folder, write_json_atomic
 from quadriga.data.errors import Fault, Lost
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.training.run_state import RunState
@@ -131,10 +131,7 @@ def _universal(folder: Path, role: str, scratch: Path) -> str:
 def publish_exports(run: RunDir, checkpoint: Path) -> None:
     """Copy a checkpoint's models to the run's own export/<name>."""
     for source in sorted((checkpoint / "export").iterdir()):
-        temporary = run.export_dir / f".{source.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(source, temporary)
-        publish(temporary, run.export_dir / source.name)
+        replace_folder(source, run.export_dir / source.name)
 
 
 def verify(folder: Path) -> None:

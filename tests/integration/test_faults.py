@@ -52,9 +52,9 @@ def test_a_killed_critic_ends_the_run_with_its_name(
     assert time.monotonic() - began < 200
     said = " ".join(capsys.readouterr().err.split())
     assert "Failed: update: critic 0 died" in said and "Traceback" not in said
-    record_failure = RunDir(raw["run_dir"]).read_run()
-    assert record_failure["status"] == record_failure["attempts"][-1]["status"] == "failed"
-    assert record_failure["attempts"][-1]["error"].startswith("update: critic 0 died")
+    record = RunDir(raw["run_dir"]).read_run()
+    assert record["status"] == record["attempts"][-1]["status"] == "failed"
+    assert record["attempts"][-1]["error"].startswith("update: critic 0 died")
     assert set(pids) == {"actor", "critic", "reference", "reward"}
     for pid in pids.values():
         wait_until_gone(pid)

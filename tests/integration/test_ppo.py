@@ -154,9 +154,9 @@ def test_the_key_is_in_no_file_of_the_run(ppo: RunDir) -> None:
 
 
 def test_run_json_tells_how_it_went(ppo: RunDir) -> None:
-    record_failure = ppo.read_run()
-    (attempt,) = record_failure["attempts"]
-    assert record_failure["status"] == attempt["status"] == "finished" and attempt["error"] is None
+    record = ppo.read_run()
+    (attempt,) = record["attempts"]
+    assert record["status"] == attempt["status"] == "finished" and attempt["error"] is None
     assert {"quadriga", "torch", "ray"} <= set(attempt["versions"])
     assert {file.name for file in ppo.logs_dir.glob("*.log")} >= {f"{role}-0.log" for role in ("actor", "rollout")}
 

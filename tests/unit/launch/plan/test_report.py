@@ -59,7 +59,7 @@ def test_json_on_the_command_line(sft_file: Path, capsys: pytest.CaptureFixture[
     ("overrides", "message"),
     [
         (["model=models/llama-3.1-9b"], "llama-3.1-9b"),
-        (["model={path: nowhere}"], "nowhere is no model: it has no config.json"),
+        (["model={path: nowhere}"], "nowhere is not a model folder: config.json is missing"),
         (["model={shape: {model_type: t5}}"], "cannot be planned"),
         (["total_stps=3"], "did you mean `total_steps`"),
     ],

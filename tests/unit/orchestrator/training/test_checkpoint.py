@@ -148,7 +148,7 @@ def test_everything_in_the_state_comes_back(run: RunDir) -> None:
 
 def test_a_save_that_fails_leaves_the_one_before(run: RunDir) -> None:
     broken = Part(Fault("actor 0 cannot write /x: No space left on device", phase="checkpoint"))
-    with pytest.raises(Fault, match=r"step-9 could not be written: .*No space left.*newest whole one is step-6"):
+    with pytest.raises(Fault, match=r"step-9 could not be written: .*No space left.*newest valid one is step-6"):
         save(run, 9, broken)
     assert run.checkpoint_steps() == [3, 6]
     assert [path.name for path in run.checkpoints_dir.iterdir() if path.name.startswith(".")] == []
