@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from corpora import CORPORA
+from helpers.corpora import CORPORA
 
 from quadriga.launch.cli.app import main
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from corpora import needs
-from example_judges import answers
+from helpers.corpora import needs
+from helpers.example_measures import answers
 
 from quadriga.orchestrator.evaluation.statistics import wilson_interval
 from quadriga.orchestrator.rewards.rules import final_answer

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from corpora import needs
+from helpers.corpora import needs
 
 from quadriga.launch.config.load import PRESETS, load_config
 

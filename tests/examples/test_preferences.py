@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from corpora import needs
-from example_judges import rows
+from helpers.corpora import needs
+from helpers.example_measures import rows
 
 from quadriga.orchestrator.tracking.tracker import read_metrics
 

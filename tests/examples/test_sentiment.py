@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from chat_tokens import encode_chat
-from corpora import needs
-from example_judges import answers, naive_bayes, rows
+from helpers.chat_tokens import encode_chat
+from helpers.corpora import needs
+from helpers.example_measures import answers, naive_bayes, rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from quadriga.orchestrator.evaluation.statistics import binomial_p_value, wilson_interval

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from chat_tokens import encode_chat
-from corpora import needs
+from helpers.chat_tokens import encode_chat
+from helpers.corpora import needs
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

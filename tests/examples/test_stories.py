@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from corpora import needs
+from helpers.corpora import needs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quadriga.actors.model.heads import ModelSpec, load_model, token_logprobs

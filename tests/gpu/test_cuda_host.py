@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from plain_ppo import CLIP, LR, NORM, batches, plain_torch
+from helpers.plain_ppo import CLIP, LR, NORM, batches, plain_torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from quadriga.actors.model.group import Element, pack_elements

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tiny import KEY, stage
+from helpers.small_stages import KEY, stage
 
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config.load import build
@@ -57,7 +57,7 @@ def made_reward(made_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def judges() -> Iterator[None]:
-    """Makes `tiny_judges` importable in the judges' subprocesses."""
+    """Makes `helpers.reward_functions` importable in the judges' subprocesses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
         yield

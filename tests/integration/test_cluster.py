@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from namespaces import Hosts, hosts
+from helpers.namespaces import Hosts, hosts
+from helpers.small_stages import CLUSTER, stage
 from safetensors.torch import load_file
-from tiny import CLUSTER, stage
 
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config.load import build

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from chat_tokens import encode_prompt
+from helpers.chat_tokens import encode_prompt
 from rich.console import Console
 from rich.text import Text
 from transformers import AutoModelForCausalLM

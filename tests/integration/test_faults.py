@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import stage
+from helpers.small_stages import stage
 
 from quadriga.data.rundir import RunDir
 from quadriga.launch.cli.app import main

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from namespaces import Hosts, hosts
-from tiny import CLUSTER, stage
+from helpers.namespaces import Hosts, hosts
+from helpers.small_stages import CLUSTER, stage
 
 from quadriga.launch.cli.app import main
 from quadriga.launch.config.load import build

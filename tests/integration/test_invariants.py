@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import broken_workers
 import pytest
 import ray
-from tiny import stage
+from helpers import broken_workers
+from helpers.small_stages import stage
 
 from quadriga.data.errors import Fault
 from quadriga.data.rundir import RunDir

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import demonstrations, prompts, rankings
+from helpers.small_stages import demonstrations, prompts, rankings
 
 from quadriga.actors.model.group import ActorGroup, Element
 from quadriga.actors.model.heads import ModelSpec

@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.reward_functions import vowels
+from helpers.small_stages import KEY, STEPS, stage
+from helpers.wandb_file import history, of_kind, read_finished
 from safetensors.torch import load_file
-from tiny import KEY, STEPS, stage
-from tiny_judges import vowels
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
-from wandb_file import history, of_kind, read_finished
 
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config.load import build
@@ -197,7 +197,7 @@ def test_function_reward_drops_what_it_could_not_judge(
 ) -> None:
     """Critic from a folder of its own, a rule as reward: rows on which it fails are dropped and counted, never 0."""
     config = stage("ppo", tmp_path, made_model) | {
-        "reward": {"type": "function", "function": "tiny_judges:picky", "max_error_rate": 0.5},
+        "reward": {"type": "function", "function": "helpers.reward_functions:picky", "max_error_rate": 0.5},
         "critic": {"path": str(made_model)},
         "total_steps": 3,
     }

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from tiny import STEPS, chaos_ppo, digests, repeatable, stage
+from helpers.small_stages import STEPS, chaos_ppo, digests, repeatable, stage
 
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.rundir import RunDir
@@ -202,7 +202,10 @@ def test_a_pipeline_goes_on_in_the_stage_and_round_that_was_killed(
         folder = tmp_path / name
         sft = stage("sft", folder / "sft", made_model) | {"total_steps": 2}
         ppo = stage("ppo", folder / "ppo", made_model, made_model) | {"total_steps": 3, "faults": faults}
-        ppo |= {"reward": {"type": "function", "function": "tiny_judges:vowels"}, "critic": {"path": str(made_model)}}
+        ppo |= {
+            "reward": {"type": "function", "function": "helpers.reward_functions:vowels"},
+            "critic": {"path": str(made_model)},
+        }
         for config in (sft, ppo):
             config |= {"tracking": {"wandb": False, "samples": 1000}, "checkpoint": {"every_steps": 1}}
             del config["run_dir"]

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plain_ppo import CLIP, LR, batches
-from tiny import CLUSTER
+from helpers.plain_ppo import CLIP, LR, batches
+from helpers.small_stages import CLUSTER
 
 from quadriga.actors.model.group import ActorGroup, Element, start_groups
 from quadriga.actors.model.heads import ModelSpec

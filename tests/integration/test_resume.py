@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import KEY, STEPS, digests, repeatable, stage
-from wandb_file import history, of_kind, read_finished
+from helpers.small_stages import KEY, STEPS, digests, repeatable, stage
+from helpers.wandb_file import history, of_kind, read_finished
 
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config.load import build

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from tiny import CLUSTER, prompts
+from helpers.small_stages import CLUSTER, prompts
 from transformers import AutoModelForCausalLM
 
 from quadriga.actors.model.group import ActorGroup

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from tiny import digests, repeatable, stage
+from helpers.small_stages import digests, repeatable, stage
 
 from quadriga.data.errors import UserError
 from quadriga.data.rundir import RunDir

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.slurm_nodes import JOB, Slurm, slurm_nodes, why_not
+from helpers.small_stages import stage
 from rich.console import Console
-from slurm_nodes import JOB, Slurm, slurm_nodes, why_not
-from tiny import stage
 
 from quadriga.data.rundir import RunDir
 from quadriga.launch.batch.slurm import launch_slurm

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import requests
 import yaml
-from cut_proxy import cut_proxy
-from ray_head import Head, ray_head
-from tiny import KEY, stage
+from helpers.cut_proxy import cut_proxy
+from helpers.ray_head import Head, ray_head
+from helpers.small_stages import KEY, stage
 
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.tracking.tracker import read_metrics

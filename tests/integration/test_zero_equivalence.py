@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import recording_workers
 import torch
-from plain_ppo import CLIP, LR, NORM, PlainRun, batches, plain_torch
+from helpers import recording_workers
+from helpers.plain_ppo import CLIP, LR, NORM, PlainRun, batches, plain_torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 

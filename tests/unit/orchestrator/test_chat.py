@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from chat_tokens import encode_prompt
+from helpers.chat_tokens import encode_prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

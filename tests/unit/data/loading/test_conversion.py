@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpora import CORPORA, needs
+from helpers.corpora import CORPORA, needs
 
 from quadriga.data.errors import UserError
 from quadriga.data.loading.conversion import convert

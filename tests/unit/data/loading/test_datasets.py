@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import islice
 
 import pytest
-from corpora import CORPORA, needs
+from helpers.corpora import CORPORA, needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from corpora import CORPORA, needs
+from helpers.corpora import CORPORA, needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

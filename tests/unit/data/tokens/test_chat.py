@@ -1,8 +1,8 @@
 """The loss mask covers the assistant's messages and end tokens for every kind of template that is accepted."""
 
 import pytest
-from chat_tokens import encode_chat, encode_prompt
-from corpora import CORPORA, needs
+from helpers.chat_tokens import encode_chat, encode_prompt
+from helpers.corpora import CORPORA, needs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors

@@ -1,7 +1,7 @@
 """Trained tokenizers have the agreed ids and files; loaded ones get a safe pad token or are refused."""
 
 import pytest
-from corpora import CORPORA, needs
+from helpers.corpora import CORPORA, needs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

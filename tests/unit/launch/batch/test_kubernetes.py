@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.small_stages import KEY, stage
 from rich.console import Console
-from tiny import KEY, stage
 
 from quadriga.data.errors import UserError
 from quadriga.launch.batch.kubernetes import kubernetes_files, launch_kubernetes

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.small_stages import stage
 from rich.console import Console
-from tiny import stage
 
 from quadriga.data.errors import UserError
 from quadriga.data.rundir import RunDir

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import wandb
-from wandb_file import history, read_finished
+from helpers.wandb_file import history, read_finished
 
 from quadriga.data.errors import Fault
 from quadriga.orchestrator.settings import TrackingSettings

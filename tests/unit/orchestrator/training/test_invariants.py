@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import demonstrations, prompts
+from helpers.small_stages import demonstrations, prompts
 
 from quadriga.actors.model import group
 from quadriga.actors.model.group import ActorGroup, Element

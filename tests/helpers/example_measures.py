@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from chat_tokens import encode_prompt
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from helpers.chat_tokens import encode_prompt
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-CORPORA = Path(__file__).resolve().parents[1] / "../shared/data"
+CORPORA = Path(__file__).resolve().parents[2] / "../shared/data"
 
 
 def needs(*names: str) -> pytest.MarkDecorator:

@@ -89,7 +89,7 @@ def stage(kind: str, folder: Path, model: Path, reward: Path | None = None) -> d
         }
     asked = {"train": prompts(folder / "rows.jsonl"), "max_tokens": 32}
     if kind == "rank":
-        annotator = {"type": "function", "function": "tiny_judges:vowels"}
+        annotator = {"type": "function", "function": "helpers.reward_functions:vowels"}
         more = {"answers_per_prompt": [4, 5], "sampling": {"max_tokens": 8}, "annotator": annotator}
         return common | {"policy": {"path": str(model)}, "prompts": asked} | more
     return common | {
