@@ -182,4 +182,4 @@ class ClusterSettings(Settings):
 
     def model_worker(self, role: Role) -> ModelWorkerSettings:
         """The ranks of one role."""
-        return getattr(self, role)  # type: ignore[no-any-return]
+        return getattr(self, role)

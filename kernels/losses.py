@@ -91,7 +91,7 @@ class PolicyClip:
 class ValueClip:
     """PPO's value loss, clipped around the old values as in ppo2 of OpenAI's baselines.
 
-    0.5 max((v - R)^2, (v_old + clip(v - v_old, -clip, clip) - R)^2); a clip of None is no clipping: 0.5 (v - R)^2.
+    0.5 max((v - R)^2, (v_old + clip(v - v_old, -clip, clip) - R)^2); a clip of None does not clip: 0.5 (v - R)^2.
     Output values [T]; fields old_values, returns and mask, [T] each.
     """
 

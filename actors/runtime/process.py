@@ -40,7 +40,7 @@ def remote_process(cls: type, log: str, name: str) -> Any:
     """
     import ray
 
-    class Process(cls):  # type: ignore[misc, valid-type]
+    class Process(cls):
         def __init__(self, *arguments: Any):
             take_over_output(log)
             threading.current_thread().name = name

@@ -12,7 +12,7 @@ from quadriga.launch.checks.report import CheckReport, CheckResult, gpu_count
 from quadriga.launch.config.error_messages import nearest, summary
 from quadriga.launch.config.load import build, is_placeholder, placeholders
 from quadriga.launch.config.unused_settings import unused_on_this_machine
-from quadriga.orchestrator.algorithms.advantages import ESTIMATORS
+from quadriga.orchestrator.algorithms.advantages import needs_critic
 from quadriga.orchestrator.cluster.placement import Machine, Placement, place, resource_requests
 from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
 from quadriga.orchestrator.settings import (
@@ -147,7 +147,12 @@ def _check_settings(stage: Any) -> None:
             model_path(model, name)
     if isinstance(stage, GeneratingStage) and stage.sampling.temperature == 0:
         raise UserError("`sampling.temperature` is 0: every answer to a prompt would be the same. Set it above 0.")
-    if isinstance(stage, PpoStage) and _has_critic(stage) and stage.critic is None and stage.reward_path is None:
+    if (
+        isinstance(stage, PpoStage)
+        and needs_critic(stage.algorithm)
+        and stage.critic is None
+        and stage.reward_path is None
+    ):
         raise UserError(
             "The critic starts from the reward model, and a function is not a model. Name a model folder with "
             "`critic.path`, for example the policy's."
@@ -188,15 +193,11 @@ def _roles(stage: Any) -> list[Role]:
     """Return the roles of the models that a stage holds in worker processes."""
     if isinstance(stage, PpoStage):
         rewards: list[Role] = ["reward"] if stage.reward_path else []
-        critics: list[Role] = ["critic"] if _has_critic(stage) else []
+        critics: list[Role] = ["critic"] if needs_critic(stage.algorithm) else []
         return ["actor", *critics, "reference", *rewards]
     if isinstance(stage, RewardStage):
         return ["reward"]
     return ["actor"] if isinstance(stage, TrainStage) else []
-
-
-def _has_critic(stage: PpoStage) -> bool:
-    return ESTIMATORS[stage.algorithm.estimator].needs_critic  # type: ignore[attr-defined]
 
 
 def _check_function(function: RewardFunctionSettings) -> str:

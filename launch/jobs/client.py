@@ -37,7 +37,7 @@ def connect(address: str | None = None) -> Any:
     for handler in logging.getLogger("ray").handlers:
         handler.setLevel(logging.WARNING)  # its INFO lines report every package and connection
 
-    class Client(JobSubmissionClient):  # type: ignore[misc, valid-type]
+    class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
             with _explain_errors(self.get_address()):
                 return super()._do_request(method, endpoint, **{"timeout": ANSWER_SECONDS} | options)

@@ -32,7 +32,7 @@ BUDGET = 1024
 LENGTHS: tuple[list[int], ...] = ([16] * 8, [64] * 8, list(range(9, 57, 3)), [64] * 16, [64] * 32)
 PROMPT = 16  # tokens
 ANSWERS = ((4, 16), (32, 16), (32, 48))  # (requests, tokens of each answer) of each measured batch
-# All calls of a model are measured one after the other, so many times: a busy moment then spoils one time of each.
+# All calls of a model are measured one after the other, this many times: a busy moment then spoils one time of each.
 ROUNDS = 3
 KINDS = ("forward", "update")
 Measured = defaultdict[tuple[str, int], Rows]  # (kind of work, threads) -> what was measured of it

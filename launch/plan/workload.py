@@ -16,7 +16,7 @@ from quadriga.data.tokens.tokenizer import load_tokenizer
 from quadriga.launch.checks import model as model_checks
 from quadriga.launch.config.load import build, is_placeholder, placeholders
 from quadriga.launch.plan.model_shape import ModelShape, shape_of
-from quadriga.orchestrator.algorithms.advantages import ESTIMATORS
+from quadriga.orchestrator.algorithms.advantages import needs_critic
 from quadriga.orchestrator.settings import PipelineStage, PpoStage, PretrainStage, RankStage, RewardStage, TrainStage
 from quadriga.orchestrator.stages.pretrain.trainer import packed_rows
 from quadriga.orchestrator.stages.rank.trainer import CHUNK_PROMPTS
@@ -110,7 +110,7 @@ def _ppo_models(stage: PpoStage, policy: ModelShape, made: Shapes, assumed: list
     elif reward is not None:
         assumed.append(f"the reward model is as large as the policy, because {reward} does not exist yet.")
     yield Member("actor", policy, trained=True)
-    if ESTIMATORS[stage.algorithm.estimator].needs_critic:  # type: ignore[attr-defined]
+    if needs_critic(stage.algorithm):
         yield Member("critic", _shape(stage.critic, made) if stage.critic else start, "scalar", True)
     yield Member("reference", _shape(stage.reference, made) if stage.reference else policy)
     if reward is not None:

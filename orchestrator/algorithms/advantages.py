@@ -1,6 +1,6 @@
 """From scores and log-probabilities to advantages: the driver's arithmetic between scoring and updating.
 
-Everything here is numpy in float64 on ragged lists: one array a sample, one entry a response token. Tokens whose
+Everything here is numpy in float64 on ragged lists: one array per sample, one entry per response token. Tokens whose
 action mask is 0 (what a tool or an environment wrote) are in the sequence but took no decision: they carry no KL
 penalty and no reward, and estimation steps from one action token to the next.
 """
@@ -24,7 +24,7 @@ Ragged = Sequence[ArrayLike]
 
 @dataclass(frozen=True)
 class Experience:
-    """What is known of N samples before their advantages.
+    """N samples before their advantages are computed.
 
     scores: [N], from the reward. ended: [N] bool, False for answers cut off at the length limit.
     logprobs, ref_logprobs, values: N arrays over response tokens; values may be None for an estimator without a critic.
@@ -54,7 +54,7 @@ class Advantages:
 
 
 def compute(experience: Experience, settings: AlgorithmSettings, kl_coefficient: float) -> Advantages:
-    """KL-shaped token rewards, advantages and returns of a whole batch.
+    """Compute KL-shaped token rewards, advantages and returns of a whole batch.
 
     An answer that was cut off loses `missing_eos_penalty` and is then treated as over: nothing is bootstrapped after
     its last token, because the limit on its length is part of the task.
@@ -104,7 +104,7 @@ def compute(experience: Experience, settings: AlgorithmSettings, kl_coefficient:
 
 
 def shaped_scores(scores: ArrayLike, ended: ArrayLike, settings: AlgorithmSettings) -> Float64:
-    """[N] scores, clipped to ±reward_clip; then, so that clipping cannot swallow it, minus the missing-end penalty."""
+    """Return [N] scores: clipped to ±reward_clip, then minus the missing-end penalty, untouched by the clipping."""
     scores = np.asarray(scores, np.float64)
     if settings.reward_clip is not None:
         scores = scores.clip(-settings.reward_clip, settings.reward_clip)
@@ -112,9 +112,9 @@ def shaped_scores(scores: ArrayLike, ended: ArrayLike, settings: AlgorithmSettin
 
 
 def explained_variance(values: ArrayLike, returns: ArrayLike) -> float:
-    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 no better than a constant.
+    """Return 1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 no better than a constant.
 
-    0 where the returns do not vary.
+    It is 0 where the returns do not vary.
     """
     values, returns = np.asarray(values, np.float64), np.asarray(returns, np.float64)
     variance = returns.var()
@@ -148,8 +148,13 @@ class Gae:
         return segmented_gae(rewards, values, offsets, self.settings.gamma, self.settings.lam)
 
 
-ESTIMATORS: dict[str, Callable[[AlgorithmSettings], Estimator]] = {"gae": Gae}
-"""By the name that `algorithm.estimator` gives."""
+ESTIMATORS: dict[str, type[Gae]] = {"gae": Gae}
+"""Estimators by the name in `algorithm.estimator`."""
+
+
+def needs_critic(settings: AlgorithmSettings) -> bool:
+    """Return whether the estimator of these settings reads a critic's values."""
+    return ESTIMATORS[settings.estimator].needs_critic
 
 
 class _Steps:
@@ -178,7 +183,7 @@ class _Steps:
         self.last = self.offsets[1:] - 1
 
     def flatten(self, name: str) -> Float64:
-        """[T] float64: a field of the experience at action tokens."""
+        """Return a field of the experience at action tokens, [T] float64."""
         arrays = [np.asarray(array, np.float64) for array in getattr(self.experience, name)]
         if len(arrays) != len(self.masks):
             raise Fault(f"{len(arrays)} arrays of {name} for {len(self.masks)} samples", phase="advantages")
@@ -192,7 +197,7 @@ class _Steps:
         return flat
 
     def unflatten(self, flat: Float64) -> list[NDArray[np.float32]]:
-        """N float32 arrays over response tokens, 0 where no action was taken."""
+        """Return N float32 arrays over response tokens, 0 where no action was taken."""
         out = [np.zeros(len(mask), np.float32) for mask in self.masks]
         for array, mask, part in zip(out, self.masks, np.split(flat, self.offsets[1:-1]), strict=True):
             array[mask] = part

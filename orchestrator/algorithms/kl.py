@@ -9,7 +9,7 @@ Float64 = NDArray[np.float64]
 
 
 def kl_penalty(logprobs: ArrayLike, ref_logprobs: ArrayLike, estimator: str) -> Float64:
-    """Per-token estimates of KL(policy || reference) from tokens the policy drew (Schulman 2020, "Approximating KL").
+    """Estimate KL(policy || reference) per token from tokens of the policy (Schulman 2020, "Approximating KL").
 
     With x = log policy - log reference: k1 = x (unbiased, may be negative), k2 = x²/2 (biased, never negative),
     k3 = exp(-x) - 1 + x (unbiased, never negative). In nats.
@@ -23,7 +23,7 @@ def kl_penalty(logprobs: ArrayLike, ref_logprobs: ArrayLike, estimator: str) -> 
         case "k3":
             return np.expm1(-x) + x
         case _:
-            raise ValueError(f"no KL estimator {estimator!r}; there are k1, k2 and k3")
+            raise ValueError(f"unknown KL estimator {estimator!r}; choose k1, k2 or k3")
 
 
 class KLController:
@@ -38,16 +38,16 @@ class KLController:
         self.coefficient = settings.coefficient
 
     def update(self, kl_per_sample: float, samples: int) -> None:
-        """Take note of a batch that was just trained on; kl_per_sample in nats, summed over an answer's tokens."""
+        """Adapt to a batch that was just trained on; kl_per_sample in nats, summed over an answer's tokens."""
         if (adaptive := self.settings.adaptive) is not None:
             error = min(0.2, max(-0.2, kl_per_sample / adaptive.target - 1.0))
             self.coefficient *= 1.0 + error * samples / adaptive.horizon
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"coefficient": self.coefficient}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a checkpoint. A fixed coefficient stays the settings', which may have been changed on purpose."""
+        """Continue from a checkpoint. A fixed coefficient stays the settings', which may be changed on purpose."""
         if self.settings.adaptive is not None:
             self.coefficient = state["coefficient"]

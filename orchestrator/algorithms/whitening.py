@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def whiten(values: ArrayLike, shift_mean: bool = True) -> NDArray[np.float64]:
-    """Scale to variance 1 (biased: divided by the count) over all values given: the whole batch of all ranks.
+    """Scale values to variance 1 (biased: divided by the count) over all values given: the whole batch of all ranks.
 
     shift_mean: also move the mean to 0; otherwise the mean stays where it is (Ziegler et al. 2019 whiten rewards so).
     """

@@ -151,14 +151,14 @@ def main(target: str, parent: int) -> None:
     # What the user's code reads and prints has nothing to do with the protocol.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a kill shall not swallow what was printed
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # keep output if the process is killed
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
     sys.path.append(os.getcwd())
     module, _, name = target.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
         if not callable(function):
-            raise TypeError(f"{name} is no function")
+            raise TypeError(f"{name} is not a function")
     except BaseException as error:
         _send(replies, {"error": _describe(error)})
         return

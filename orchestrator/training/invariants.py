@@ -1,4 +1,4 @@
-"""What must hold while training runs. Each check is fatal: a silently wrong number costs more than a stopped run."""
+"""Run-time checks of training. Each is fatal: a silently wrong number costs more than a stopped run."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,13 @@ from quadriga.data.errors import Fault
 from quadriga.data.records import Sample, Tokens
 
 LOGPROB_TOLERANCE = 1e-4
-"""float32: largest |log p(engine) - log p(trainer)| of a token."""
+"""Largest |log p(engine) - log p(trainer)| of a token in float32."""
 LOGPROB_MEAN_TOLERANCE = 0.02
-"""bfloat16: largest mean of the same; single tokens may differ more."""
+"""Largest mean of the same in bfloat16; single tokens may differ more."""
 RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
 """Largest |log ratio| of a token on the first on-policy minibatch: only rounding may differ."""
 KL_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02}
-"""Largest |KL| a token, mean over the batch, while policy and reference are the same weights."""
+"""Largest mean |KL| per token while policy and reference are the same weights."""
 
 
 def engine_agrees(
@@ -30,7 +30,7 @@ def engine_agrees(
         )
     )
     largest, mean = float(difference.max()), float(difference.mean())
-    # Written so that nan, which compares as false, is no agreement.
+    # Written so that nan, which compares as false, does not agree.
     agrees = largest <= LOGPROB_TOLERANCE if dtype == "float32" else mean <= LOGPROB_MEAN_TOLERANCE
     if not agrees:
         raise Fault(
@@ -43,7 +43,7 @@ def engine_agrees(
 
 
 def first_ratio_is_one(log_ratio_max: float, dtype: str) -> None:
-    """On the first minibatch after sampling, new and old log-probs come from the same weights.
+    """Check that new and old log-probs agree on the first minibatch after sampling: they come from the same weights.
 
     Raises Fault when a ratio is not 1.
     """
@@ -56,20 +56,20 @@ def first_ratio_is_one(log_ratio_max: float, dtype: str) -> None:
 
 
 def start_kl_is_zero(kl: float, dtype: str) -> None:
-    """Before the first update of a policy that starts as its own reference.
+    """Check that KL is 0 before the first update of a policy that starts as its own reference.
 
-    Raises Fault when the KL is not 0.
+    Raises Fault when it is not.
     """
     if not abs(kl) <= KL_TOLERANCE[dtype]:
         raise Fault(
-            f"KL between policy and reference is {kl:.2g} a token before the first update, though both start from the "
-            "same weights: one of the two was loaded or computed differently.",
+            f"KL between policy and reference is {kl:.2g} per token before the first update, though both start from "
+            "the same weights: one of the two was loaded or computed differently.",
             phase="reference",
         )
 
 
 def served_by(samples: Sequence[Sample], version: int) -> None:
-    """Every token of a synchronous step was drawn by the current policy.
+    """Check that every token of a synchronous step was drawn by the current policy.
 
     Raises Fault naming the first sample with another version.
     """
@@ -80,7 +80,7 @@ def served_by(samples: Sequence[Sample], version: int) -> None:
 
 
 def one_bos(prompts: Sequence[Sequence[int]], bos: int | None) -> None:
-    """A prompt has one beginning-of-text token, at its start.
+    """Check that a prompt has one beginning-of-text token.
 
     Raises Fault naming the first that has none or several (a template that adds one to a tokenizer that adds one).
     """
@@ -92,7 +92,7 @@ def one_bos(prompts: Sequence[Sequence[int]], bos: int | None) -> None:
 
 
 def eos_is_learned(rows: Sequence[Tokens], eos: Sequence[int]) -> None:
-    """Some token that ends an answer is inside the loss mask of the demonstrations.
+    """Check that some token that ends an answer is inside the loss mask of the demonstrations.
 
     Raises Fault when none is: the model would never learn to stop.
     """

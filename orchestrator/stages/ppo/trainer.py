@@ -22,7 +22,7 @@ from quadriga.data.loading.batch_order import batch_indices, hash_seed
 from quadriga.data.records import Prompt, Sample
 from quadriga.kernels.losses import LOSSES, Loss
 from quadriga.orchestrator.algorithms import advantages
-from quadriga.orchestrator.algorithms.advantages import ESTIMATORS, Advantages, Experience
+from quadriga.orchestrator.algorithms.advantages import Advantages, Experience
 from quadriga.orchestrator.algorithms.kl import KLController
 from quadriga.orchestrator.cluster.health import State
 from quadriga.orchestrator.cluster.processes import ModelUse, RolloutPlan
@@ -77,7 +77,7 @@ class Ppo(TrainingStage):
         from quadriga.data.tokens.tokenizer import load_tokenizer
 
         settings = self.settings
-        self.has_critic = ESTIMATORS[settings.algorithm.estimator].needs_critic  # type: ignore[attr-defined]
+        self.has_critic = advantages.needs_critic(settings.algorithm)
         self.policy_path = model_path(settings.policy, "policy")
         self.tokenizer = load_tokenizer(self.policy_path)
         self.max_tokens = settings.prompts.max_tokens + settings.sampling.max_tokens
