@@ -10,6 +10,7 @@ from quadriga.actors.model.heads import ModelSpec
 from quadriga.data.loading.batch_order import batch_indices
 from quadriga.data.records import Tokens
 from quadriga.kernels.losses import LOSSES
+from quadriga.kernels.statistics import mean_statistics
 from quadriga.orchestrator.cluster.processes import ModelUse
 from quadriga.orchestrator.settings import TrainStage
 from quadriga.orchestrator.training import lr_schedule as schedule
@@ -58,7 +59,7 @@ class SupervisedStage(TrainingStage):
             update = self.group(self.trained[0]).update(batch, self.loss, units, rate).result()
         self.state.tokens += tokens
         self.state.samples += len(batch)
-        metrics = {f"train/{key}": _mean(key, value, units) for key, value in update.stats.items()}
+        metrics = {f"train/{key}": value for key, value in mean_statistics(update.stats, units).items()}
         metrics |= {"train/lr": rate, "train/grad_norm": update.grad_norm}
         metrics |= {"train/epoch": self.state.samples / len(self.elements)}
         metrics |= {"perf/tokens_per_second": tokens / self.timings["update"]}
@@ -74,10 +75,6 @@ class SupervisedStage(TrainingStage):
         """Return the held-out loss, in nats per token."""
         total, count = _token_losses(self.group("actor"), self.heldout)
         return {"eval/loss": total / count}
-
-
-def _mean(key: str, value: float, units: float) -> float:
-    return value if key.endswith(("_max", "_min")) else value / units
 
 
 def _token_losses(group: ActorGroup, elements: list[Element]) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from quadriga.data.errors import Lost, UserError
 from quadriga.data.loading.batch_order import batch_indices, hash_seed
 from quadriga.data.records import Prompt, Sample
 from quadriga.kernels.losses import LOSSES, Loss
+from quadriga.kernels.statistics import mean_statistics, reduce_statistics
 from quadriga.orchestrator.algorithms import advantages
 from quadriga.orchestrator.algorithms.advantages import Advantages, Experience
 from quadriga.orchestrator.algorithms.kl import KLController
@@ -399,11 +400,6 @@ def _merged(updates: list[tuple[Update, float]]) -> dict[str, float]:
     """Return statistics of a step's updates: token means, extremes, the mean gradient norm."""
     if not updates:
         return {}
-    total = sum(tokens for _, tokens in updates)
-    merged: dict[str, float] = {"grad_norm": float(np.mean([update.grad_norm for update, _ in updates]))}
-    for key in updates[0][0].stats:
-        values = [update.stats[key] for update, _ in updates]
-        merged[key] = (
-            max(values) if key.endswith("_max") else min(values) if key.endswith("_min") else sum(values) / total
-        )
-    return {key: value for key, value in merged.items() if key != "entropy"}
+    means = mean_statistics(reduce_statistics(u.stats for u, _ in updates), sum(tokens for _, tokens in updates))
+    means.pop("entropy", None)  # logged from the forward pass, before any update
+    return {"grad_norm": float(np.mean([update.grad_norm for update, _ in updates]))} | means
