@@ -61,9 +61,9 @@ class Reservations:
 
     def reserve(self) -> None:
         """Reserve all groups. Raises Lost if the resources are not free in time."""
-        self._groups = [_group(group) for group in self._specs]
+        self._groups = [_group(spec) for spec in self._specs]
         pairs = zip(self._specs, self._groups, strict=True)
-        waits = {f"group on {group.machine or 'GPUs'}": group.ready() for group, group in pairs}
+        waits = {f"reservation on {spec.machine or 'GPUs'}": group.ready() for spec, group in pairs}
         if waits:
             wait_all(waits, "start", self._limit)
 
@@ -100,11 +100,11 @@ class Reservations:
             return
         alive = reachable()
         for number in sorted({slot.group for slot in self._slots[role] if slot.group is not None}):
-            group = self._specs[number]
-            if group.machine is None or group.machine in alive:
+            spec = self._specs[number]
+            if spec.machine is None or spec.machine in alive:
                 continue
-            self._replace(number, self._spare(group, wait))
-            self._note("node_lost", node=group.machine, replaced_by=self._specs[number].machine)
+            self._replace(number, self._spare(spec, wait))
+            self._note("node_lost", node=spec.machine, replaced_by=self._specs[number].machine)
 
     def close(self) -> None:
         """Remove all placement groups."""
@@ -113,10 +113,10 @@ class Reservations:
         for group in [*self._groups, *self._more.values()]:
             ray.util.remove_placement_group(group)
 
-    def _spare(self, group: PlacementGroupSpec, wait: bool) -> str | None:
-        """Return the address of an unused living machine with room for a group's bundles; None without `wait`."""
+    def _spare(self, spec: PlacementGroupSpec, wait: bool) -> str | None:
+        """Return the address of an unused living machine with room for the bundles; without `wait` perhaps None."""
         deadline = time.monotonic() + self._limit
-        gpus = sum(bundle.get("GPU", 0.0) for bundle in group.bundles)
+        gpus = sum(bundle.get("GPU", 0.0) for bundle in spec.bundles)
         while True:
             taken = {other.machine for other in self._specs}
             spare = [machine for machine in machines() if machine.address not in taken and machine.gpus >= gpus]
@@ -127,10 +127,10 @@ class Reservations:
                 return None
             if time.monotonic() > deadline:
                 raise Fault(
-                    f"the machine {group.machine} is lost, and none joined the cluster in its place within "
+                    f"the machine {spec.machine} is lost, and none joined the cluster in its place within "
                     f"{self._limit:.0f} s (cluster.deadlines.start)",
                     phase="recovery",
-                    process=group.machine or "",
+                    process=spec.machine or "",
                 )
             time.sleep(0.5)
 
@@ -142,10 +142,10 @@ class Reservations:
         self._groups[number] = _group(self._specs[number])
 
 
-def _group(group: PlacementGroupSpec) -> Any:
+def _group(spec: PlacementGroupSpec) -> Any:
     """Create a placement group; a sliver of the resource `node:ADDRESS`, which one node has, pins a bundle to it."""
     import ray
 
-    pin = {f"node:{group.machine}": 0.001} if group.machine else {}
-    bundles = [bundle | pin or {"CPU": 0.001} for bundle in group.bundles]
+    pin = {f"node:{spec.machine}": 0.001} if spec.machine else {}
+    bundles = [bundle | pin or {"CPU": 0.001} for bundle in spec.bundles]
     return ray.util.placement_group(bundles, strategy="PACK")

@@ -280,7 +280,7 @@ def test_a_full_disk_stops_the_run_with_a_sentence_and_a_whole_checkpoint(
     with filler.open("rb+") as file:  # room for numbers, not for weights
         file.truncate(filler.stat().st_size - (300 << 10))
     longer = build(config | {"total_steps": 3, "optimizer": {"lr": 1e-3, "schedule": "constant"}})
-    with pytest.raises(Fault, match=r"step-2 could not be written: .*newest whole one is step-1"):
+    with pytest.raises(Fault, match=r"step-2 could not be written: .*newest valid one is step-1"):
         run(longer, allowed=["total_steps"])
     assert run_dir.read_run()["status"] == "failed"
     assert checkpoint.latest_valid(run_dir) == run_dir.checkpoint_dir(1)

@@ -69,7 +69,7 @@ def test_answers_come_in_order_and_the_counts_balance(
     assert len({tuple(sample.response_ids) for sample in samples}) > 30
     seen: list[tuple[int, int]] = []
     live[0].generate(asked[:3], [2, 0, 1], SAMPLING, 0, 0, lambda done, all_: seen.append((done, all_)))
-    tracker = live[0].tracker
+    tracker = live[0].request_tracker
     assert (len(tracker.requests), len(tracker.answers), tracker.aborted, tracker.reissued) == (3, 3, 0, 0)
     assert seen[-1] == (3, 3)
 
