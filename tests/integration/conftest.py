@@ -56,7 +56,7 @@ def made_reward(made_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="session")
-def judges() -> Iterator[None]:
+def reward_functions() -> Iterator[None]:
     """Makes `helpers.reward_functions` importable in the judges' subprocesses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
@@ -72,9 +72,9 @@ def small_chunks() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def straight(
+def uninterrupted_run(
     ray_cluster: None,
-    judges: None,
+    reward_functions: None,
     small_chunks: None,
     made_model: Path,
     made_reward: Path,

@@ -31,18 +31,18 @@ NODES = {
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+def three_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     with hosts(tmp_path_factory.mktemp("hosts"), 3) as made:
         yield made
 
 
 @pytest.fixture
-def fourth(three: Hosts) -> Iterator[Hosts]:
+def fourth(three_hosts: Hosts) -> Iterator[Hosts]:
     """One host more, and every cable in its place again afterwards."""
-    three.add()
-    yield three
-    for number in range(1, len(three.addresses) + 1):
-        three.mend(number)
+    three_hosts.add()
+    yield three_hosts
+    for number in range(1, len(three_hosts.addresses) + 1):
+        three_hosts.mend(number)
 
 
 def ppo(folder: Path, model: Path, reward: Path, **more: Any) -> dict[str, Any]:
@@ -65,11 +65,11 @@ def quadriga(folder: Path, config: dict[str, Any], *words: str, verb: str = "lau
 
 
 def test_a_run_on_three_hosts_gives_the_weights_of_one_host(
-    three: Hosts, made_model: Path, made_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    three_hosts: Hosts, made_model: Path, made_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The launching process is killed on the way; launched again, it follows the run that went on without it."""
     monkeypatch.setenv("QUADRIGA_TEST_SECRET", SECRET)
-    cluster = CLUSTER | NODES | {"ssh": three.ssh(environment=["QUADRIGA_TEST_SECRET"])}
+    cluster = CLUSTER | NODES | {"ssh": three_hosts.ssh(environment=["QUADRIGA_TEST_SECRET"])}
     slow = {"action": "slow", "role": "rollout", "step": 2, "phase": "generate", "seconds": 10}
     config = ppo(tmp_path / "three", made_model, made_reward, cluster=cluster, faults={"planned": [slow]})
     run_dir = RunDir(config["run_dir"])
@@ -94,7 +94,7 @@ def test_a_run_on_three_hosts_gives_the_weights_of_one_host(
         "rollout 0": "10.77.0.3",
         "rollout 1": "10.77.0.3",
     }
-    assert [three.inside(number) for number in (1, 2, 3)] == [[], [], []]
+    assert [three_hosts.inside(number) for number in (1, 2, 3)] == [[], [], []]
     alone = CLUSTER | {"actor": {"ranks": 2}, "rollout": CLUSTER["rollout"] | {"workers": 2}}
     single = build(ppo(tmp_path / "one", made_model, made_reward, cluster=alone))
     assert run(single) == 0
@@ -120,7 +120,7 @@ def event(run_dir: RunDir, process: "subprocess.Popen[str]", **wanted: Any) -> d
 
 @pytest.mark.cluster
 def test_lost_hosts_are_replaced_or_named(
-    three: Hosts, made_model: Path, made_reward: Path, tmp_path: Path, request: pytest.FixtureRequest
+    three_hosts: Hosts, made_model: Path, made_reward: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """A raylet is killed, then a link is cut during generation, then one during an update, with one host to spare."""
     four = request.getfixturevalue("fourth")

@@ -22,7 +22,7 @@ Launch = Callable[[dict[str, Any]], str]
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+def four_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     """Three hosts, and a fourth that has a run directory of its own."""
     with hosts(tmp_path_factory.mktemp("hosts"), 3) as made:
         (made.folder / "runs").mkdir()
@@ -31,12 +31,12 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 
 
 @pytest.fixture
-def config(four: Hosts, made_model: Path, made_reward: Path, tmp_path: Path) -> dict[str, Any]:
+def config(four_hosts: Hosts, made_model: Path, made_reward: Path, tmp_path: Path) -> dict[str, Any]:
     """PPO on two of the hosts, in order."""
-    first, second, *_ = four.addresses
+    first, second, *_ = four_hosts.addresses
     found = stage("ppo", tmp_path / "data", made_model, made_reward)
-    cluster = CLUSTER | {"ssh": four.ssh(hosts=[first, second]), "device": "cpu"}
-    return found | {"name": "wrong", "run_dir": str(four.folder / "runs" / "ppo"), "cluster": cluster}
+    cluster = CLUSTER | {"ssh": four_hosts.ssh(hosts=[first, second]), "device": "cpu"}
+    return found | {"name": "wrong", "run_dir": str(four_hosts.folder / "runs" / "ppo"), "cluster": cluster}
 
 
 @pytest.fixture
@@ -55,13 +55,15 @@ def launch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Launch:
 
 
 @pytest.fixture
-def refused(launch: Launch, four: Hosts) -> Launch:
+def refused(launch: Launch, four_hosts: Hosts) -> Launch:
     """As `launch`, and sees that nothing runs and that there is no run."""
 
     def nothing_left(config: dict[str, Any]) -> str:
         said = launch(config)
-        assert [four.inside(number) for number in range(1, len(four.addresses) + 1)] == [[]] * len(four.addresses)
-        assert not (four.folder / "runs" / "ppo" / "run.json").exists()
+        assert [four_hosts.inside(number) for number in range(1, len(four_hosts.addresses) + 1)] == [[]] * len(
+            four_hosts.addresses
+        )
+        assert not (four_hosts.folder / "runs" / "ppo" / "run.json").exists()
         return said
 
     return nothing_left
@@ -76,22 +78,22 @@ def interpreter(folder: Path, setup: str) -> str:
     return str(script)
 
 
-def on_second(folder: Path, four: Hosts, setup: str) -> str:
+def on_second(folder: Path, four_hosts: Hosts, setup: str) -> str:
     """An interpreter that is odd on the second host only."""
-    return interpreter(folder, f'case "$SSH_CONNECTION" in *" {four.addresses[1]} "*) {setup};; esac')
+    return interpreter(folder, f'case "$SSH_CONNECTION" in *" {four_hosts.addresses[1]} "*) {setup};; esac')
 
 
 def test_two_sound_hosts_are_in_order(
-    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], four: Hosts
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], four_hosts: Hosts
 ) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     assert main(["hosts", str(tmp_path / "config.yaml")]) == 0
     said = capsys.readouterr().out
-    assert "Everything is in order." in said and all(address in said for address in four.addresses[:2])
+    assert "Everything is in order." in said and all(address in said for address in four_hosts.addresses[:2])
 
 
 def test_doctor_looks_at_hosts_too(
-    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], four: Hosts
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], four_hosts: Hosts
 ) -> None:
     from rich.console import Console
 
@@ -127,12 +129,12 @@ def test_a_wrong_cluster_is_refused(
     sentence: str,
     config: dict[str, Any],
     refused: Launch,
-    four: Hosts,
+    four_hosts: Hosts,
 ) -> None:
     if change.get("ssh", {}).get("key"):
-        change = {"ssh": {"key": str(four.folder / "host")}}  # a key that opens nothing
-    with (four.folder / "known_hosts").open("a") as known:
-        known.write(f"[10.77.1]:2222 {' '.join((four.folder / 'host.pub').read_text().split()[:2])}\n")
+        change = {"ssh": {"key": str(four_hosts.folder / "host")}}  # a key that opens nothing
+    with (four_hosts.folder / "known_hosts").open("a") as known:
+        known.write(f"[10.77.1]:2222 {' '.join((four_hosts.folder / 'host.pub').read_text().split()[:2])}\n")
     cluster = config["cluster"]
     for key, value in change.items():
         cluster[key] = cluster.get(key, {}) | value if isinstance(value, dict) else value
@@ -149,21 +151,21 @@ def test_a_run_directory_that_hosts_cannot_share(
     assert sentence in refused(config | {"run_dir": run_dir})
 
 
-def test_versions_that_differ(config: dict[str, Any], refused: Launch, tmp_path: Path, four: Hosts) -> None:
+def test_versions_that_differ(config: dict[str, Any], refused: Launch, tmp_path: Path, four_hosts: Hosts) -> None:
     about = tmp_path / "site" / "ray-2.9.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: ray\nVersion: 2.9.0\n")
-    config["cluster"]["ssh"]["python"] = on_second(tmp_path, four, f"export PYTHONPATH={about.parent}")
+    config["cluster"]["ssh"]["python"] = on_second(tmp_path, four_hosts, f"export PYTHONPATH={about.parent}")
     said = refused(config)
     assert "10.77.0.2: ray is 2.9.0, but only 2.60.0 is known to work" in said and "10.77.0.1" not in said
 
 
-def test_a_clock_that_is_wrong(config: dict[str, Any], refused: Launch, tmp_path: Path, four: Hosts) -> None:
+def test_a_clock_that_is_wrong(config: dict[str, Any], refused: Launch, tmp_path: Path, four_hosts: Hosts) -> None:
     (tmp_path / "late").mkdir()
     (tmp_path / "late" / "sitecustomize.py").write_text(
         "import time\nreal = time.time\ntime.time = lambda: real() - 90"
     )
-    config["cluster"]["ssh"]["python"] = on_second(tmp_path, four, f"export PYTHONPATH={tmp_path / 'late'}")
+    config["cluster"]["ssh"]["python"] = on_second(tmp_path, four_hosts, f"export PYTHONPATH={tmp_path / 'late'}")
     said = refused(config)
     assert re.search(r"10\.77\.0\.2: its clock is (89|90) s behind this machine's", said)
 
@@ -176,14 +178,14 @@ def test_a_clock_that_is_wrong(config: dict[str, Any], refused: Launch, tmp_path
     ],
 )
 def test_hosts_that_do_not_reach_each_other(
-    host: int, unreachable: str, sentence: str, config: dict[str, Any], refused: Launch, four: Hosts
+    host: int, unreachable: str, sentence: str, config: dict[str, Any], refused: Launch, four_hosts: Hosts
 ) -> None:
     route = ("ip", "route", "{}", "unreachable", f"{unreachable}/32")
-    assert four.run(host, *[word.format("add") for word in route]).returncode == 0
+    assert four_hosts.run(host, *[word.format("add") for word in route]).returncode == 0
     try:
         assert sentence in refused(config)
     finally:
-        four.run(host, *[word.format("del") for word in route])
+        four_hosts.run(host, *[word.format("del") for word in route])
 
 
 def test_a_port_that_is_taken(config: dict[str, Any], launch: Launch) -> None:

@@ -60,9 +60,9 @@ LOGGED = (
 
 
 @pytest.fixture(scope="module")
-def ppo(straight: Callable[[str], RunDir]) -> RunDir:
+def ppo(uninterrupted_run: Callable[[str], RunDir]) -> RunDir:
     """Against a reward model."""
-    return straight("ppo")
+    return uninterrupted_run("ppo")
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +169,8 @@ def test_a_finished_run_is_left_alone(ppo: RunDir, made_model: Path, made_reward
     } == before
 
 
-def test_reward_model_scores_demonstrations_zero(straight: Callable[[str], RunDir]) -> None:
-    run_dir = straight("reward")
+def test_reward_model_scores_demonstrations_zero(uninterrupted_run: Callable[[str], RunDir]) -> None:
+    run_dir = uninterrupted_run("reward")
     folder = run_dir.export_dir / "reward"
     model, report = AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
@@ -193,7 +193,7 @@ def test_reward_model_scores_demonstrations_zero(straight: Callable[[str], RunDi
 
 
 def test_function_reward_drops_what_it_could_not_judge(
-    ray_cluster: None, judges: None, made_model: Path, tmp_path: Path
+    ray_cluster: None, reward_functions: None, made_model: Path, tmp_path: Path
 ) -> None:
     """Critic from a folder of its own, a rule as reward: rows on which it fails are dropped and counted, never 0."""
     config = stage("ppo", tmp_path, made_model) | {

@@ -105,26 +105,28 @@ STOPPED = [
 
 
 @pytest.fixture(scope="module")
-def battered(chaos: Callable[..., RunDir]) -> RunDir:
+def run_with_faults(chaos: Callable[..., RunDir]) -> RunDir:
     """A run in which a process of every role was lost, in every way."""
     return chaos(*KILLED, *STOPPED)
 
 
-def test_lost_processes_of_every_role_change_nothing(battered: RunDir, chaos: Callable[..., RunDir]) -> None:
-    assert {(e["action"], e["role"], e["rank"], e["step"]) for e in injected(battered)} == {
+def test_lost_processes_of_every_role_change_nothing(run_with_faults: RunDir, chaos: Callable[..., RunDir]) -> None:
+    assert {(e["action"], e["role"], e["rank"], e["step"]) for e in injected(run_with_faults)} == {
         (fault["action"], fault["role"], fault.get("rank", 0), fault["step"]) for fault in KILLED + STOPPED
     }
     roles = ["actor 0", "actor 1", "critic 0", "reference 0", "reward 0", "rollout 0", "rollout 1"]
-    assert sorted(set(missed(battered))) == roles
-    gone([event["pid"] for event in injected(battered) if event["action"] != "raise"])
-    same_history(battered, chaos())
+    assert sorted(set(missed(run_with_faults))) == roles
+    gone([event["pid"] for event in injected(run_with_faults) if event["action"] != "raise"])
+    same_history(run_with_faults, chaos())
 
 
-def test_stopped_processes_are_named_and_replaced_in_time(battered: RunDir) -> None:
-    times = {row["global_step"]: row["time"] for row in read_metrics(battered.metrics_path)}
+def test_stopped_processes_are_named_and_replaced_in_time(run_with_faults: RunDir) -> None:
+    times = {row["global_step"]: row["time"] for row in read_metrics(run_with_faults.metrics_path)}
     for role, name in (("actor", "actor 1"), ("rollout", "rollout 0")):
-        (happened,) = [e for e in injected(battered) if (e["action"], e["role"]) == ("stop", role)]
-        noticed = next(e for e in battered.events() if "no sign of life" in e.get("cause", "") and e["process"] == name)
+        (happened,) = [e for e in injected(run_with_faults) if (e["action"], e["role"]) == ("stop", role)]
+        noticed = next(
+            e for e in run_with_faults.events() if "no sign of life" in e.get("cause", "") and e["process"] == name
+        )
         assert seconds_between(happened["time"], noticed["time"]) <= HEARTBEAT + 10
         assert times[noticed["step"]] - datetime.fromisoformat(noticed["time"]).timestamp() <= 90
 
@@ -178,13 +180,13 @@ def test_a_driver_that_is_killed_in_a_step_goes_on_by_itself(
 
 @pytest.mark.parametrize("kind", ["pretrain", "sft", "reward"])
 def test_a_killed_rank_of_a_supervised_stage_changes_nothing(
-    straight: Callable[[str], RunDir], made_model: Path, tmp_path: Path, kind: str
+    uninterrupted_run: Callable[[str], RunDir], made_model: Path, tmp_path: Path, kind: str
 ) -> None:
     role = "reward" if kind == "reward" else "actor"
     faults = {"planned": [{"action": "kill", "role": role, "step": 3, "phase": "update", "after": 0.005}]}
     settings = build(stage(kind, tmp_path, made_model) | {"faults": faults, "checkpoint": {"every_steps": 2}})
     assert run(settings) == 0
-    run_dir, whole = RunDir(settings.run_dir), straight(kind)
+    run_dir, whole = RunDir(settings.run_dir), uninterrupted_run(kind)
     assert len(injected(run_dir)) == 1 and missed(run_dir) == [f"{role} 0"]
     assert digests(run_dir.export_dir) == digests(whole.export_dir)
     rows = read_metrics(run_dir.metrics_path)
@@ -236,7 +238,7 @@ def test_a_pipeline_goes_on_in_the_stage_and_round_that_was_killed(
 
 
 def test_changed_settings_are_refused_and_may_be_allowed(
-    straight: Callable[[str], RunDir], made_model: Path, tmp_path: Path
+    uninterrupted_run: Callable[[str], RunDir], made_model: Path, tmp_path: Path
 ) -> None:
     config = stage("sft", tmp_path, made_model) | {"checkpoint": {"every_steps": 2}}
     settings = build(config | {"total_steps": 2, "optimizer": {"lr": 1e-3, "schedule": "constant"}})

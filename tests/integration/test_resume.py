@@ -42,7 +42,7 @@ def stop_after(step: int, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["pretrain", "sft", "reward"])
 def test_training_goes_on_where_it_was_stopped(
-    kind: str, straight: Callable[[str], RunDir], made_model: Path, tmp_path: Path
+    kind: str, uninterrupted_run: Callable[[str], RunDir], made_model: Path, tmp_path: Path
 ) -> None:
     settings = build(stage(kind, tmp_path, made_model))
     run_dir = RunDir(settings.run_dir)
@@ -53,20 +53,20 @@ def test_training_goes_on_where_it_was_stopped(
     assert [row["global_step"] for row in read_metrics(run_dir.metrics_path)] == [1, 2]
     assert run(settings) == 0
     assert statuses(run_dir) == ["interrupted", "finished"]
-    whole, rows = straight(kind), read_metrics(run_dir.metrics_path)
+    whole, rows = uninterrupted_run(kind), read_metrics(run_dir.metrics_path)
     assert digests(run_dir.export_dir) == digests(whole.export_dir)
     assert [row["global_step"] for row in rows] == list(range(1, STEPS + 1))
     assert repeatable(rows) == repeatable(read_metrics(whole.metrics_path))
 
 
 def test_the_best_checkpoint_outlives_newer_ones_and_a_break(
-    straight: Callable[[str], RunDir], made_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    uninterrupted_run: Callable[[str], RunDir], made_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The highest loss is that of an early step, which is saved because the run is stopped there and for nothing else.
 
     Afterwards every step is saved by the clock, and what would be the best of them has no such metric.
     """
-    loss = {row["global_step"]: row["train/loss"] for row in read_metrics(straight("sft").metrics_path)}
+    loss = {row["global_step"]: row["train/loss"] for row in read_metrics(uninterrupted_run("sft").metrics_path)}
     worst = max(loss, key=lambda step: loss[step])
     assert worst < STEPS - 1
     best = {"metric": "train/loss", "mode": "max"}
@@ -86,7 +86,7 @@ def test_the_best_checkpoint_outlives_newer_ones_and_a_break(
 
 
 def test_ranking_goes_on_where_it_was_stopped(
-    straight: Callable[[str], RunDir], small_chunks: None, made_model: Path, tmp_path: Path
+    uninterrupted_run: Callable[[str], RunDir], small_chunks: None, made_model: Path, tmp_path: Path
 ) -> None:
     settings = build(stage("rank", tmp_path, made_model))
     run_dir = RunDir(settings.run_dir)
@@ -97,12 +97,12 @@ def test_ranking_goes_on_where_it_was_stopped(
     written = first.stat().st_mtime_ns
     assert run(settings) == 0
     assert statuses(run_dir) == ["interrupted", "finished"] and first.stat().st_mtime_ns == written
-    ours, theirs = (r.export_dir / "rankings.jsonl" for r in (run_dir, straight("rank")))
+    ours, theirs = (r.export_dir / "rankings.jsonl" for r in (run_dir, uninterrupted_run("rank")))
     assert ours.read_bytes() == theirs.read_bytes() and len(ours.read_text().splitlines()) > 10
 
 
 def test_ppo_as_a_command_stops_on_sigterm_and_goes_on(
-    straight: Callable[[str], RunDir], made_model: Path, made_reward: Path, tmp_path: Path
+    uninterrupted_run: Callable[[str], RunDir], made_model: Path, made_reward: Path, tmp_path: Path
 ) -> None:
     raw = stage("ppo", tmp_path, made_model, made_reward)
     config, screen = tmp_path / "ppo.yaml", tmp_path / "screen.txt"
@@ -121,7 +121,7 @@ def test_ppo_as_a_command_stops_on_sigterm_and_goes_on(
     assert 1 <= done < STEPS and run_dir.checkpoint_steps() == [done]
     assert run(build(raw)) == 0
     assert statuses(run_dir) == ["interrupted", "finished"]
-    whole, rows = straight("ppo"), read_metrics(run_dir.metrics_path)
+    whole, rows = uninterrupted_run("ppo"), read_metrics(run_dir.metrics_path)
     assert digests(run_dir.export_dir) == digests(whole.export_dir)
     assert set(digests(run_dir.export_dir)) == {"policy/model.safetensors", "critic/model.safetensors"}
     assert [row["global_step"] for row in rows] == list(range(1, STEPS + 1))
