@@ -57,7 +57,7 @@ def made_reward(made_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def reward_functions() -> Iterator[None]:
-    """Makes `helpers.reward_functions` importable in the judges' subprocesses."""
+    """Makes `helpers.reward_functions` importable in the subprocesses of reward functions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
         yield
