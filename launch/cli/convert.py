@@ -28,7 +28,7 @@ def convert(
 
     Examples:
 
-      quadriga convert runs/assistant/round-0/rank/export/rankings.jsonl pairs.jsonl --to trl
+      quadriga convert runs/assistant/round-1/rank/export/rankings.jsonl pairs.jsonl --to trl
 
       quadriga convert label-studio-export.json rankings.jsonl --to quadriga
     """
