@@ -274,7 +274,7 @@ def test_a_trainer_that_was_killed_leaves_no_process_behind(tmp_path: Path) -> N
     [
         ("nowhere:f", "No module named 'nowhere'"),
         ("judging:absent", "has no attribute 'absent'"),
-        ("judging:not_a_function", "not_a_function is no function"),
+        ("judging:not_a_function", "not_a_function is not a function"),
         ("broken:f", "No module named 'module_that_is_not_there'"),
         ("dying:f", "the process exited with 5"),
     ],

@@ -59,7 +59,7 @@ def test_first_ratio_and_start_kl() -> None:
     invariants.start_kl_is_zero(-1e-6, "float32")
     with pytest.raises(Fault, match=r"off 1 by 0\.001 in log"):
         invariants.first_ratio_is_one(1e-3, "float32")
-    with pytest.raises(Fault, match=r"is -0\.001 a token before the first update"):
+    with pytest.raises(Fault, match=r"is -0\.001 per token before the first update"):
         invariants.start_kl_is_zero(-1e-3, "float32")
 
 
