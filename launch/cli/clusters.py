@@ -10,7 +10,7 @@ from rich.console import Console
 
 from quadriga.data.errors import UserError
 from quadriga.launch.cli.jobs import follow_job
-from quadriga.launch.cli.options import Address, Config, Overrides, Shared, WorkingDir, load_with_hosts
+from quadriga.launch.cli.options import Address, AllowChanged, Config, Overrides, Shared, WorkingDir, load_with_hosts
 
 
 def launch(
@@ -94,14 +94,7 @@ def submit(
     num_cpus: Annotated[float, typer.Option(min=0, help="Cores to reserve for the driver.")] = 0,
     num_gpus: Annotated[float, typer.Option(min=0, help="GPUs to reserve for the driver, which needs none.")] = 0,
     resources: Annotated[str, typer.Option(metavar="JSON", help="Ray resources to reserve for the driver.")] = "{}",
-    allow_changed: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY",
-            help="Allow this setting to differ from the original run. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    allow_changed: AllowChanged = None,
 ) -> None:
     """Submit a run to a Ray cluster, together with Quadriga. It continues when this machine is switched off.
 

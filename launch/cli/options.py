@@ -21,6 +21,12 @@ Shared = Annotated[
     list[Path] | None,
     typer.Option(metavar="FOLDER", help="A folder that the nodes see too; nothing in it is sent. Repeatable."),
 ]
+AllowChanged = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY", help="Allow this setting to differ from the original run. Repeatable.", show_default=False
+    ),
+]
 Address = Annotated[
     str | None,
     typer.Option(

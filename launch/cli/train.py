@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from quadriga.data.errors import UserError
-from quadriga.launch.cli.options import Config, Overrides
+from quadriga.launch.cli.options import AllowChanged, Config, Overrides
 
 ExportedModel = Literal["policy", "reward"]
 LAUNCHERS = ("ssh", "slurm", "kubernetes")
@@ -17,14 +17,7 @@ LAUNCHERS = ("ssh", "slurm", "kubernetes")
 def run(
     config: Config,
     overrides: Overrides = None,
-    allow_changed: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY",
-            help="Allow this setting to differ from the original run. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    allow_changed: AllowChanged = None,
     restart: Annotated[
         int, typer.Option(min=0, metavar="N", help="Restart the run up to N times if it fails or is killed.")
     ] = 0,

@@ -1,4 +1,4 @@
-"""A model host that can be told to do wrong: what the run-time checks have to catch."""
+"""A model worker that can be told to do wrong: what the run-time checks have to catch."""
 
 import os
 from typing import Any

@@ -1,4 +1,4 @@
-"""A model host that writes down the gradients that each optimizer step applies."""
+"""A model worker that writes down the gradients that each optimizer step applies."""
 
 from pathlib import Path
 
