@@ -3,17 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from quadriga.actors.model.folder import read_config
 from quadriga.actors.settings import ClusterSettings
 from quadriga.data.errors import UserError
 from quadriga.data.rundir import RunDir
-from quadriga.orchestrator.settings import EvaluationSettings
 
+S = TypeVar("S", bound=BaseModel)
 Kind = Literal["policy", "reward"]
 LEVELS = 6
 """How many folders to search upwards for a model's run, as in run/round-1/ppo/checkpoints/step-9/export/policy."""
@@ -37,12 +37,11 @@ class ResolvedModel:
         value = self._config(self.run).get("cluster") if self.run else None
         return ClusterSettings() if value is None else _validated(ClusterSettings, value, self.run)
 
-    @property
-    def evaluation(self) -> EvaluationSettings | None:
-        """The evaluation settings of its pipeline, None without one. Raises UserError as `cluster` does."""
+    def pipeline_section(self, key: str, kind: type[S]) -> S | None:
+        """Return a section of its pipeline's config, None without one. Raises UserError as `cluster` does."""
         pipeline = self._pipeline
-        value = self._config(pipeline).get("evaluation") if pipeline else None
-        return None if value is None else _validated(EvaluationSettings, value, pipeline)
+        value = self._config(pipeline).get(key) if pipeline else None
+        return None if value is None else _validated(kind, value, pipeline)
 
     @property
     def reward(self) -> str | None:
@@ -141,7 +140,7 @@ def _existing(path: str | None) -> str | None:
     return path if path is not None and (Path(path) / "config.json").is_file() else None
 
 
-def _validated(settings: Any, value: Any, run: RunDir | None) -> Any:
+def _validated(settings: type[S], value: Any, run: RunDir | None) -> S:
     try:
         return settings.model_validate(value)
     except ValidationError as error:

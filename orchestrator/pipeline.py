@@ -10,7 +10,7 @@ from quadriga.data.errors import INTERRUPTED, UserError
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.attempt import failure_recorded, run_stage, versions
 from quadriga.orchestrator.cluster.processes import connected
-from quadriga.orchestrator.settings import PipelineStage, StageEntry
+from quadriga.orchestrator.pipeline_settings import PipelineStage, StageEntry
 
 OUTPUTS = {
     "pretrain": {"policy": "export/policy"},

@@ -7,7 +7,7 @@ from quadriga.data.errors import INTERRUPTED
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.attempt import run_stage
 from quadriga.orchestrator.pipeline import run_pipeline
-from quadriga.orchestrator.settings import PipelineStage
+from quadriga.orchestrator.pipeline_settings import PipelineStage
 
 
 def run(stage: Any, build: Callable[..., Any] | None = None, allowed: Sequence[str] = ()) -> int:

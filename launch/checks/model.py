@@ -13,7 +13,10 @@ from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import UserError
 from quadriga.data.settings import DataSettings, Source
 from quadriga.launch.config.load import is_placeholder
-from quadriga.orchestrator.settings import GeneratingStage, PretrainStage, RewardStage, SftStage
+from quadriga.orchestrator.stages.pretrain.spec import PretrainStage
+from quadriga.orchestrator.stages.registry import GeneratingStage
+from quadriga.orchestrator.stages.reward_model.spec import RewardStage
+from quadriga.orchestrator.stages.sft.spec import SftStage
 
 SAMPLE_ROWS = 200
 """Rows per source that the checks read; the run itself reads all rows before it starts a process."""

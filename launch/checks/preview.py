@@ -14,7 +14,11 @@ from quadriga.data.settings import DataSettings, Source
 from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
 from quadriga.launch.checks.model import made_later
 from quadriga.launch.config.load import build, is_placeholder, placeholders
-from quadriga.orchestrator.settings import GeneratingStage, PipelineStage, PretrainStage, RewardStage, SftStage
+from quadriga.orchestrator.pipeline_settings import PipelineStage
+from quadriga.orchestrator.stages.pretrain.spec import PretrainStage
+from quadriga.orchestrator.stages.registry import GeneratingStage
+from quadriga.orchestrator.stages.reward_model.spec import RewardStage
+from quadriga.orchestrator.stages.sft.spec import SftStage
 
 LEARNT, GIVEN = "green", "dim"
 """Styles of the tokens inside and outside the loss mask."""

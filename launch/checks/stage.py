@@ -14,19 +14,15 @@ from quadriga.launch.config.load import build, is_placeholder, placeholders
 from quadriga.launch.config.unused_settings import unused_on_this_machine
 from quadriga.orchestrator.algorithms.advantages import needs_critic
 from quadriga.orchestrator.cluster.placement import Machine, Placement, place, resource_requests
+from quadriga.orchestrator.pipeline_settings import PipelineStage, StageEntry
 from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
-from quadriga.orchestrator.settings import (
-    GeneratingStage,
-    PipelineStage,
-    PpoStage,
-    PretrainStage,
-    RankStage,
-    RewardFunctionSettings,
-    RewardStage,
-    StageBase,
-    StageEntry,
-    TrainStage,
-)
+from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
+from quadriga.orchestrator.settings import StageBase, TrainStage
+from quadriga.orchestrator.stages.ppo.spec import PpoStage
+from quadriga.orchestrator.stages.pretrain.spec import PretrainStage
+from quadriga.orchestrator.stages.rank.spec import RankStage
+from quadriga.orchestrator.stages.registry import GeneratingStage
+from quadriga.orchestrator.stages.reward_model.spec import RewardStage
 
 
 def check_config(stage: Any) -> list[CheckResult]:

@@ -65,7 +65,7 @@ def run(
             f"launch`, or set cluster.{launcher}=null."
         )
     from quadriga.actors.runtime.fork_server import forking
-    from quadriga.orchestrator.settings import GeneratingStage
+    from quadriga.orchestrator.stages.registry import GeneratingStage
 
     roles = ["rollout"] if isinstance(stage, GeneratingStage) else []
     with forking(stage.cluster, *roles):  # imports the slow packages while the config is checked

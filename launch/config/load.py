@@ -11,7 +11,8 @@ from quadriga.data.secrets import without_secrets
 from quadriga.launch.config.document import Document, KeyPath, dotted, read_value, read_yaml
 from quadriga.launch.config.error_messages import annotation_at, explain, nearest, summary
 from quadriga.launch.config.unused_settings import find_unused
-from quadriga.orchestrator.settings import PipelineStage, Stage, StageEntry
+from quadriga.orchestrator.pipeline_settings import PipelineStage, StageEntry
+from quadriga.orchestrator.stages.registry import Stage
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 """Folder of the YAML files that are installed with the package."""

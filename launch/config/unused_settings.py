@@ -10,15 +10,12 @@ from pydantic import BaseModel
 from quadriga.actors.settings import ClusterSettings, ModelWorkerSettings, OptimizerSettings, SamplingSettings
 from quadriga.data.settings import Source
 from quadriga.launch.config.document import KeyPath, dotted
-from quadriga.orchestrator.settings import (
-    PipelineStage,
-    PpoStage,
-    PretrainStage,
-    RewardStage,
-    SftStage,
-    StageBase,
-    TrainStage,
-)
+from quadriga.orchestrator.pipeline_settings import PipelineStage
+from quadriga.orchestrator.settings import StageBase, TrainStage
+from quadriga.orchestrator.stages.ppo.spec import PpoStage
+from quadriga.orchestrator.stages.pretrain.spec import PretrainStage
+from quadriga.orchestrator.stages.reward_model.spec import RewardStage
+from quadriga.orchestrator.stages.sft.spec import SftStage
 
 UnusedKey = tuple[KeyPath, str]
 """Path of a key, and the reason why it has no effect."""

@@ -17,9 +17,14 @@ from quadriga.launch.checks import model as model_checks
 from quadriga.launch.config.load import build, is_placeholder, placeholders
 from quadriga.launch.plan.model_shape import ModelShape, shape_of
 from quadriga.orchestrator.algorithms.advantages import needs_critic
-from quadriga.orchestrator.settings import PipelineStage, PpoStage, PretrainStage, RankStage, RewardStage, TrainStage
+from quadriga.orchestrator.pipeline_settings import PipelineStage
+from quadriga.orchestrator.settings import TrainStage
+from quadriga.orchestrator.stages.ppo.spec import PpoStage
+from quadriga.orchestrator.stages.pretrain.spec import PretrainStage
 from quadriga.orchestrator.stages.pretrain.trainer import packed_rows
+from quadriga.orchestrator.stages.rank.spec import RankStage
 from quadriga.orchestrator.stages.rank.trainer import CHUNK_PROMPTS
+from quadriga.orchestrator.stages.reward_model.spec import RewardStage
 
 Elements = list[list[int]]  # lengths in tokens of the sequences that stay together in a micro-batch
 Shapes = Mapping[str, ModelShape]  # stage of a pipeline -> the model that it makes

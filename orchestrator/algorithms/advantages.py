@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from quadriga.data.errors import Fault
 from quadriga.kernels.gae import segmented_gae
 from quadriga.orchestrator.algorithms.kl import kl_penalty
+from quadriga.orchestrator.algorithms.settings import AlgorithmSettings
 from quadriga.orchestrator.algorithms.whitening import whiten
-from quadriga.orchestrator.settings import AlgorithmSettings
 
 Float64 = NDArray[np.float64]
 Ragged = Sequence[ArrayLike]

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from quadriga.orchestrator.settings import KLSettings
+from quadriga.orchestrator.algorithms.settings import KLSettings
 
 Float64 = NDArray[np.float64]
 

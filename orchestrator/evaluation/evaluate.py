@@ -14,12 +14,12 @@ from quadriga.data.errors import Lost, UserError
 from quadriga.data.records import Prompt, Sample
 from quadriga.orchestrator.cluster.processes import ModelUse, Processes, RolloutPlan, connected, processes
 from quadriga.orchestrator.evaluation.metrics import Answer, Evaluation, Measures, best_of, mean_kl, measure
+from quadriga.orchestrator.evaluation.settings import EvaluationSettings
 from quadriga.orchestrator.faults.recovery import Recovery
 from quadriga.orchestrator.rewards.function import score_samples
 from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
 from quadriga.orchestrator.rewards.model import ModelReward
 from quadriga.orchestrator.rollout.pool import RolloutPool
-from quadriga.orchestrator.settings import EvaluationSettings
 from quadriga.orchestrator.tracking.console import StageProgress
 from quadriga.orchestrator.training import invariants
 

@@ -18,9 +18,10 @@ from quadriga.data.rundir import RunDir
 from quadriga.data.settings import Source
 from quadriga.orchestrator.evaluation.evaluate import evaluate_models
 from quadriga.orchestrator.evaluation.metrics import Evaluation, choose_prompts, compare
+from quadriga.orchestrator.evaluation.settings import EvaluationPrompts, EvaluationSettings
 from quadriga.orchestrator.evaluation.statistics import Interval
 from quadriga.orchestrator.model_folders import ResolvedModel, find_model
-from quadriga.orchestrator.settings import EvaluationPrompts, EvaluationSettings, RewardFunctionSettings
+from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
 from quadriga.orchestrator.tracking.console import StageProgress, answers_table, make_console, stages_table
 
 ASSISTANT = EvaluationSettings(
@@ -57,7 +58,8 @@ def evaluate_run(
     """
     console = console or make_console()
     targets = [find_model(name) for name in dict.fromkeys([target, against or target])]
-    settings = next((t.evaluation for t in targets if t.evaluation is not None), ASSISTANT)
+    sections = (target.pipeline_section("evaluation", EvaluationSettings) for target in targets)
+    settings = next((section for section in sections if section is not None), ASSISTANT)
     if rows is not None:
         settings = settings.model_copy(update={"rows": rows, "prompts": _with_rows(settings.prompts, rows)})
     if temperature is not None:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Self
 
 from quadriga.data.errors import Fault, UserError
 from quadriga.orchestrator.rewards.function_process import FunctionProcess, StartError
-from quadriga.orchestrator.settings import RewardFunctionSettings
+from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
 
 CHUNK = 8  # rows a call: what one timeout or crash can cost
 

@@ -19,7 +19,7 @@ from quadriga.actors.settings import ClusterSettings
 from quadriga.data.assistant.gold import gold
 from quadriga.orchestrator.evaluation.evaluate import evaluate_models
 from quadriga.orchestrator.evaluation.metrics import Answer, Measures, compare
-from quadriga.orchestrator.settings import EvaluationSettings
+from quadriga.orchestrator.evaluation.settings import EvaluationSettings
 from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.learn

@@ -20,7 +20,8 @@ from quadriga.data.tokens.tokenizer import load_tokenizer
 from quadriga.orchestrator.chat import chat
 from quadriga.orchestrator.evaluation.evaluate import evaluate_models
 from quadriga.orchestrator.evaluation.metrics import Evaluation
-from quadriga.orchestrator.settings import EvaluationPrompts, EvaluationSettings, RewardFunctionSettings
+from quadriga.orchestrator.evaluation.settings import EvaluationPrompts, EvaluationSettings
+from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
 from quadriga.orchestrator.tracking.console import StageProgress
 
 pytestmark = pytest.mark.integration

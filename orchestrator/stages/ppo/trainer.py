@@ -32,7 +32,7 @@ from quadriga.orchestrator.rewards.function import FunctionReward, score_samples
 from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
 from quadriga.orchestrator.rewards.model import ModelReward
 from quadriga.orchestrator.rollout.pool import RolloutPool
-from quadriga.orchestrator.settings import PpoStage
+from quadriga.orchestrator.stages.ppo.spec import PpoStage
 from quadriga.orchestrator.training import invariants
 from quadriga.orchestrator.training import lr_schedule as schedule
 from quadriga.orchestrator.training.checkpoint import Export

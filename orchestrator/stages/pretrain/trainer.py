@@ -4,7 +4,7 @@ from quadriga.actors.model.folder import check_context, model_path
 from quadriga.actors.model.group import Element
 from quadriga.data.loading.batch_order import batch_indices
 from quadriga.data.records import Tokens
-from quadriga.orchestrator.settings import PretrainStage
+from quadriga.orchestrator.stages.pretrain.spec import PretrainStage
 from quadriga.orchestrator.training.supervised import SupervisedStage, masked_element
 
 

@@ -15,7 +15,7 @@ from quadriga.orchestrator.faults.recovery import Recovery
 from quadriga.orchestrator.rewards.function import score_samples
 from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
 from quadriga.orchestrator.rollout.pool import RolloutPool
-from quadriga.orchestrator.settings import RankStage
+from quadriga.orchestrator.stages.rank.spec import RankStage
 from quadriga.orchestrator.tracking.console import StageProgress
 from quadriga.orchestrator.tracking.tracker import Replay
 from quadriga.orchestrator.training.stop import Stop

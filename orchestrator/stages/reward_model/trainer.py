@@ -11,7 +11,7 @@ from quadriga.actors.model.heads import scalar_spec
 from quadriga.data.records import RankedTokens
 from quadriga.orchestrator.cluster.processes import ModelUse
 from quadriga.orchestrator.evaluation.statistics import pair_accuracy, wilson_interval
-from quadriga.orchestrator.settings import RewardStage
+from quadriga.orchestrator.stages.reward_model.spec import RewardStage
 from quadriga.orchestrator.training.checkpoint import Export
 from quadriga.orchestrator.training.supervised import SupervisedStage
 

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: demonstrations, with the loss on answers only."""
 
 from quadriga.actors.model.folder import check_context, model_path
-from quadriga.orchestrator.settings import SftStage
+from quadriga.orchestrator.stages.sft.spec import SftStage
 from quadriga.orchestrator.training import invariants
 from quadriga.orchestrator.training.supervised import SupervisedStage, masked_element
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from quadriga.data.errors import UserError
+from quadriga.orchestrator.evaluation.settings import EvaluationSettings
 from quadriga.orchestrator.model_folders import find_model, stage_runs
 
 
@@ -48,7 +49,8 @@ def pipeline(tmp_path: Path) -> Path:
 
 def test_a_folder_with_a_config_is_a_model(tmp_path: Path) -> None:
     found = find_model(str(model(tmp_path / "gpt")))
-    assert (found.folder, found.run, found.reward, found.evaluation) == (str(tmp_path / "gpt"), None, None, None)
+    assert (found.folder, found.run, found.reward) == (str(tmp_path / "gpt"), None, None)
+    assert found.pipeline_section("evaluation", EvaluationSettings) is None
     assert found.cluster.address is None
 
 
@@ -71,8 +73,9 @@ def test_a_pipeline_gives_its_export_or_its_newest_stages(pipeline: Path) -> Non
 @pytest.mark.parametrize("name", ["", "round-0/sft", "round-1/ppo/checkpoints/step-9", "round-0/sft/export/policy"])
 def test_a_model_has_the_evaluation_settings_of_its_pipeline(pipeline: Path, name: str) -> None:
     found = find_model(str(pipeline / name))
-    assert found.evaluation is not None
-    assert found.evaluation.rows == 7
+    settings = found.pipeline_section("evaluation", EvaluationSettings)
+    assert settings is not None
+    assert settings.rows == 7
     assert found.reward == str(pipeline / "round-1/reward/export/reward")
     assert found.reference == str(pipeline / "round-0/sft/export/policy")
 

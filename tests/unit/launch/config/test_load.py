@@ -9,7 +9,9 @@ import pytest
 
 from quadriga.data.errors import UserError
 from quadriga.launch.config.load import build, json_schema, load_config, placeholders, resolved
-from quadriga.orchestrator.settings import PipelineStage, PpoStage, SftStage
+from quadriga.orchestrator.pipeline_settings import PipelineStage
+from quadriga.orchestrator.stages.ppo.spec import PpoStage
+from quadriga.orchestrator.stages.sft.spec import SftStage
 
 Write = Callable[..., Path]
 

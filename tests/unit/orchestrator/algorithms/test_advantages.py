@@ -16,8 +16,8 @@ from quadriga.orchestrator.algorithms.advantages import (
     shaped_scores,
 )
 from quadriga.orchestrator.algorithms.kl import KLController, kl_penalty
+from quadriga.orchestrator.algorithms.settings import AdaptiveKL, AlgorithmSettings, KLSettings
 from quadriga.orchestrator.algorithms.whitening import whiten
-from quadriga.orchestrator.settings import AdaptiveKL, AlgorithmSettings, KLSettings
 
 
 def plain(**kwargs: Any) -> AlgorithmSettings:

@@ -18,7 +18,8 @@ from quadriga.orchestrator.evaluation import report as evaluation
 from quadriga.orchestrator.evaluation.evaluate import check_same_shape
 from quadriga.orchestrator.evaluation.metrics import Answer, Evaluation, measure
 from quadriga.orchestrator.evaluation.report import base_and_last, evaluate_run, summary
-from quadriga.orchestrator.settings import EvaluationPrompts, EvaluationSettings, RewardFunctionSettings
+from quadriga.orchestrator.evaluation.settings import EvaluationPrompts, EvaluationSettings
+from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
 
 KINDS = ("facts", "howto", "harmful", "lookalike")
 SETTINGS = EvaluationSettings(

@@ -15,7 +15,7 @@ from quadriga.data.errors import Fault, UserError
 from quadriga.data.records import Prompt, Sample
 from quadriga.orchestrator.rewards.function import score_samples
 from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool, RowError, score_of
-from quadriga.orchestrator.settings import RewardFunctionSettings
+from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
 
 MODULE = """
 import ctypes, os, subprocess, sys, time
@@ -254,7 +254,7 @@ def test_a_trainer_that_was_killed_leaves_no_process_behind(tmp_path: Path) -> N
     witness = tmp_path / "pid"
     row = {"response": "hang", "meta": {"witness": str(witness)}}
     code = (
-        "from quadriga.orchestrator.settings import RewardFunctionSettings as Settings\n"
+        "from quadriga.orchestrator.rewards.settings import RewardFunctionSettings as Settings\n"
         "from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool\n"
         f"RewardFunctionPool(Settings(type='function', function='judging:hang', timeout=60)).score([{row!r}])"
     )

@@ -1,0 +1,57 @@
+"""Settings of PPO itself: estimator, clipping, KL penalty, epochs."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from quadriga.data.settings import Settings
+
+
+class AdaptiveKL(Settings):
+    """Ziegler et al. 2019, section 2.2: the coefficient follows a target KL."""
+
+    target: float = Field(6.0, gt=0)
+    """KL per sample that the coefficient steers to, in nats."""
+    horizon: int = Field(10000, gt=0)
+    """Number of samples over which the coefficient adapts."""
+
+
+class KLSettings(Settings):
+    """The per-token KL penalty that is part of the reward."""
+
+    coefficient: float = Field(0.05, ge=0)
+    """Weight of the penalty per nat; with `adaptive` its starting value."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimator of the KL per token (Schulman 2020): k1 is unbiased, k2 is biased and never negative, k3 is both
+    unbiased and never negative."""
+    adaptive: AdaptiveKL | None = None
+    """Target that the coefficient follows; null keeps it fixed."""
+
+
+class AlgorithmSettings(Settings):
+    """PPO's own numbers."""
+
+    estimator: Literal["gae"] = "gae"
+    """Advantage estimator."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount per token."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """GAE's lambda: 1 has no bias from the critic, 0 the least variance."""
+    clip: float = Field(0.2, gt=0)
+    """Distance from 1 beyond which a probability ratio earns nothing more."""
+    value_clip: float | None = Field(0.2, gt=0)
+    """Largest change of a value per update that the value loss rewards; null does not clip."""
+    kl: KLSettings = KLSettings()
+    """Penalty for moving away from the reference."""
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    """Amount subtracted from the score of an answer that did not end."""
+    reward_clip: float | None = Field(10.0, gt=0)
+    """Largest absolute score; null does not clip."""
+    whiten_rewards: bool = False
+    """Whether token rewards are scaled to variance 1 over the batch, their mean kept."""
+    whiten_advantages: bool = True
+    """Whether advantages are shifted to mean 0 and scaled to variance 1 over the batch."""
+    epochs: int = Field(1, ge=1)
+    """Number of passes over a batch of samples."""
+    minibatch_size: int = Field(64, ge=1)
+    """Samples per optimizer step."""
