@@ -1,50 +1,21 @@
 """ActorGroup: all ranks of one role as one object. It plans a batch over them, sends it and puts results in order."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
-from quadriga.actors.model.worker import ModelWorker, ModelWorkerSpec, WorkerResult
+from quadriga.actors.model.batch import Element, LossPart, pack_layout, shared_passes
+from quadriga.actors.model.worker import ModelWorker, ModelWorkerSpec, Pass, WorkerResult
 from quadriga.actors.runtime.process import remote_process, runtime_env
 from quadriga.actors.runtime.remote_calls import wait_all
 from quadriga.data.errors import Fault, Lost
-from quadriga.data.tokens.packing import BatchPlan, PackedBatch, pack, plan, unpack
+from quadriga.data.tokens.packing import BatchPlan, PackedBatch, plan, unpack
 from quadriga.kernels.statistics import reduce_statistics
 
 Array = NDArray[Any]
 T = TypeVar("T")
-
-
-@dataclass
-class Element:
-    """Sequences that stay together in a micro-batch: one sequence, or all answers to a prompt.
-
-    tokens: per-token fields by name, one array per sequence, aligned with its tokens. per_sequence: per-sequence fields
-    by name, one number per sequence. All elements of a batch have the same fields.
-    """
-
-    sequences: list[list[int]]
-    tokens: dict[str, list[Any]] = field(default_factory=dict)
-    per_sequence: dict[str, list[Any]] = field(default_factory=dict)
-
-    @property
-    def length(self) -> int:
-        """Tokens of all sequences together."""
-        return sum(len(sequence) for sequence in self.sequences)
-
-    def filler(self) -> "Element":
-        """Return one sequence of two tokens with this element's fields, all zero: a loss over it is zero.
-
-        A rank without an element for a micro-batch runs it, so that all ranks meet in every collective.
-        """
-        return Element(
-            [[0, 0]],
-            {name: [np.zeros(2, np.asarray(arrays[0]).dtype)] for name, arrays in self.tokens.items()},
-            {name: [np.zeros_like(values[0])] for name, values in self.per_sequence.items()},
-        )
 
 
 @dataclass
@@ -129,19 +100,20 @@ class ActorGroup:
         """Compute one score per sequence, read at its last token and not shifted."""
         return self._forward("forward_scores", sequences, phase, lambda value, batch: [float(x) for x in value])
 
-    def update(
-        self, elements: Sequence[Element], loss: Any, normalizer: float, lr: float, temperature: float = 1.0
-    ) -> Pending[Update]:
-        """Do one optimizer step on all elements.
+    def update(self, parts: Sequence[LossPart], lr: float, temperature: float = 1.0) -> Pending[Update]:
+        """Do one optimizer step on all parts: the gradients of all their micro-batches add up.
 
-        normalizer: divisor of the loss sum, units over the whole batch. lr: learning rate. temperature: divides a
-        causal LM's logits.
-        Raises KeyError if an element lacks a field of the loss, and Fault if ranks would run different numbers of
+        lr: learning rate. temperature: divides a causal LM's logits.
+        Raises KeyError if an element lacks a field of a loss, and Fault if ranks would run different numbers of
         micro-batches or a trainable tensor did not move in the first step.
         """
-        layout = self._plan([e.length for e in elements], self.specs[0].cluster.train_tokens, "update")
-        batches = _pack_layout(layout, elements, loss.fields)
-        return self._call("update", [(part, loss, normalizer, lr, temperature) for part in batches], "update", _merge)
+        passes: list[list[Pass]] = [[] for _ in range(self.world)]
+        for elements, terms in shared_passes(parts):
+            layout = self._plan([e.length for e in elements], self.specs[0].cluster.train_tokens, "update")
+            fields = list(dict.fromkeys(name for term in terms for name in term.loss.fields))
+            for rank, batches in enumerate(pack_layout(layout, elements, fields)):
+                passes[rank].append((batches, terms))
+        return self._call("update", [(own, lr, temperature) for own in passes], "update", _merge)
 
     def send_weights(self, version: int, workers: dict[str, Any]) -> Pending[tuple[int, dict[str, Lost]]]:
         """Stream the whole model to rollout workers (name -> handle): bytes sent to each, and losses by name."""
@@ -191,7 +163,7 @@ class ActorGroup:
     ) -> Pending[list[T]]:
         """Run a forward method on all sequences; `per_sequence` cuts its value for one micro-batch."""
         layout = self._plan([len(s) for s in sequences], self.specs[0].cluster.forward_tokens, phase)
-        packed = _pack_layout(layout, [Element([sequence]) for sequence in sequences], ())
+        packed = pack_layout(layout, [Element([sequence]) for sequence in sequences], ())
 
         def in_order(results: dict[str, WorkerResult]) -> list[T]:
             answers: dict[int, T] = {}
@@ -237,28 +209,6 @@ def start_groups(groups: Sequence[ActorGroup]) -> None:
     for group in groups:
         first = results[f"{group.role} 0"]
         group.description, group.memory = first.value, first.memory
-
-
-def pack_elements(elements: Sequence[Element], fields: Sequence[str]) -> PackedBatch:
-    """Return elements as one packed batch with the named fields, of which `group` is the number of the element.
-
-    Raises KeyError if an element lacks a field.
-    """
-    sequences = [sequence for element in elements for sequence in element.sequences]
-    per_sequence = {"group": [number for number, e in enumerate(elements) for _ in e.sequences]} | {
-        name: [value for e in elements for value in e.per_sequence[name]] for name in elements[0].per_sequence
-    }
-    tokens = {name: [x for e in elements for x in e.tokens[name]] for name in fields if name not in per_sequence}
-    numbers = {name: np.asarray(per_sequence[name]) for name in fields if name in per_sequence}
-    return pack(sequences, tokens, numbers)
-
-
-def _pack_layout(layout: BatchPlan, elements: Sequence[Element], fields: Sequence[str]) -> list[list[PackedBatch]]:
-    """Pack the micro-batches of every rank, empty ones as a filler."""
-    return [
-        [pack_elements([elements[i] for i in micro] or [elements[0].filler()], fields) for micro in rank]
-        for rank in layout.ranks
-    ]
 
 
 def _merge(results: dict[str, WorkerResult]) -> Update:

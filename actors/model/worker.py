@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
+from quadriga.actors.model.batch import Term
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.runtime.device import memory_bytes, start_torch
 from quadriga.actors.runtime.network import use_interface_of
@@ -56,6 +58,10 @@ class UpdateResult:
     grad_norm: float = 0.0
     unchanged: list[str] | None = None
     micro_batches: int = 0
+
+
+Pass = tuple[list[PackedBatch], tuple[Term, ...]]
+"""Micro-batches of one rank, and the terms that are computed on each of them."""
 
 
 class ModelWorker:
@@ -142,34 +148,35 @@ class ModelWorker:
             result = [self._scores(self._tensors(batch)).cpu().numpy() for batch in batches]
         return self._result(result, began)
 
-    def update(
-        self, batches: list[PackedBatch], loss: Any, normalizer: float, lr: float, temperature: float
-    ) -> WorkerResult:
-        """Do one optimizer step: forward and backward over the micro-batches, then clip and apply.
+    def update(self, passes: list[Pass], lr: float, temperature: float) -> WorkerResult:
+        """Do one optimizer step: forward and backward over the micro-batches of all passes, then clip and apply.
 
-        normalizer: units (tokens or prompts) over all ranks and micro-batches of this step. ZeRO averages over ranks,
+        The normaliser of a term counts units over all ranks and micro-batches of this step. ZeRO averages over ranks,
         so each loss is scaled by the number of ranks. lr: learning rate. temperature: divides a causal LM's logits.
         Raises Fault, before any weight changes, when the gradient norm is not finite.
         """
         began = time.monotonic()
         check = self.steps == 0 and lr > 0
         before = self.engine.fingerprints() if check else {}
-        parts = [self.forward_backward(batch, loss, normalizer, temperature) for batch in batches]
-        result = UpdateResult(reduce_statistics(parts), micro_batches=len(batches))
+        stats = [self.forward_backward(batch, terms, temperature) for batches, terms in passes for batch in batches]
+        result = UpdateResult(reduce_statistics(stats), micro_batches=len(stats))
         result.grad_norm = self.optimizer_step(lr, result.stats)
         if check:
             result.unchanged = self._unchanged_parameters(before, lr)
         self.steps += 1 if lr > 0 else 0
         return self._result(result, began)
 
-    def forward_backward(
-        self, batch: PackedBatch, loss: Any, normalizer: float, temperature: float
-    ) -> dict[str, float]:
-        """Accumulate one micro-batch's gradients; return its statistics."""
+    def forward_backward(self, batch: PackedBatch, terms: Sequence[Term], temperature: float) -> dict[str, float]:
+        """Accumulate one micro-batch's gradients of all terms; return their statistics."""
         tensors = self._tensors(batch)
-        total, stats = loss(self._output(loss.head, tensors, temperature), tensors)
-        self.engine.backward(total * (self.engine.world / normalizer))
-        return {name: float(value) for name, value in (stats | {"loss": total.detach()}).items()}
+        output = self._output(terms[0].loss.head, tensors, temperature)
+        scaled, statistics = [], dict[str, Any]()
+        for term in terms:
+            total, stats = term.loss(output, tensors)
+            scaled.append(total * (term.coefficient * self.engine.world / term.normalizer))
+            statistics |= {term.prefix + name: value for name, value in (stats | {"loss": total.detach()}).items()}
+        self.engine.backward(sum(scaled[1:], start=scaled[0]))
+        return {name: float(value) for name, value in statistics.items()}
 
     def optimizer_step(self, lr: float, stats: dict[str, float]) -> float:
         """Apply the accumulated gradients; return their global norm before clipping.

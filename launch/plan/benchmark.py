@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from quadriga.actors.model.group import Element
+from quadriga.actors.model.batch import Element, LossPart
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.runtime.device import cores
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role, SamplingSettings
 from quadriga.data.records import Prompt
-from quadriga.kernels.losses import LOSSES
+from quadriga.kernels.losses.likelihood import NegativeLogLikelihood
 from quadriga.launch.plan import calibration
 from quadriga.launch.plan.calibration import Calibration, Call, Generation, Rows, Transfer, fitted
 from quadriga.launch.plan.model_shape import ModelShape, shape_of
@@ -108,8 +108,9 @@ class _Bench:
         if kind == "forward":
             group.forward_logprobs(sequences, 1.0, "calibrate").result()
         else:
-            elements = [Element([s], tokens={"mask": [np.ones(len(s), np.float32)]}) for s in sequences]
-            group.update(elements, LOSSES["nll"](), float(sum(lengths)), 1e-6).result()
+            elements = [Element([s], tokens={"weights": [np.ones(len(s), np.float32)]}) for s in sequences]
+            part = LossPart(NegativeLogLikelihood(), elements, float(sum(lengths)))
+            group.update([part], 1e-6).result()
 
     def slowdown(self) -> float:
         """Time the longest forward pass in two processes of one thread at the same time, over one alone."""

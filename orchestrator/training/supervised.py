@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from quadriga.actors.model.group import ActorGroup, Element
+from quadriga.actors.model.batch import Element, LossPart
+from quadriga.actors.model.group import ActorGroup
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.data.loading.batch_order import batch_indices
 from quadriga.data.records import Tokens
-from quadriga.kernels.losses import LOSSES
+from quadriga.kernels.losses.base import Loss
+from quadriga.kernels.losses.likelihood import NegativeLogLikelihood
 from quadriga.kernels.statistics import mean_statistics
 from quadriga.orchestrator.cluster.processes import ModelUse
 from quadriga.orchestrator.settings import TrainStage
@@ -25,7 +27,6 @@ class SupervisedStage(TrainingStage):
     """
 
     trained = ("actor",)
-    loss_name = "nll"
     settings: TrainStage
     path: str
     elements: list[Element]
@@ -39,13 +40,13 @@ class SupervisedStage(TrainingStage):
         """Return the policy."""
         return {"policy": Export(self.group("actor"), "policy", {})}
 
-    def setup_workers(self) -> None:
-        """Create the loss."""
-        self.loss = LOSSES[self.loss_name]()
+    def loss(self) -> Loss:
+        """Return what is minimised; its fields are those of the elements."""
+        return NegativeLogLikelihood()
 
     def units(self, elements: Sequence[Element]) -> float:
-        """Return the divisor of a loss sum over these elements: the number of tokens in the loss mask."""
-        return float(sum(np.sum(mask) for element in elements for mask in element.tokens["mask"]))
+        """Return the divisor of a loss sum over these elements: the sum of their weights."""
+        return float(sum(np.sum(weights) for element in elements for weights in element.tokens["weights"]))
 
     def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Run one optimizer step, and measure when due."""
@@ -56,7 +57,8 @@ class SupervisedStage(TrainingStage):
         rate = schedule.lr(number, settings.total_steps, settings.optimizer)
         units, tokens = self.units(batch), sum(element.length for element in batch)
         with self.timed("update"):
-            update = self.group(self.trained[0]).update(batch, self.loss, units, rate).result()
+            part = LossPart(self.loss(), batch, units)
+            update = self.group(self.trained[0]).update([part], rate).result()
         self.state.tokens += tokens
         self.state.samples += len(batch)
         metrics = {f"train/{key}": value for key, value in mean_statistics(update.stats, units).items()}
@@ -78,9 +80,9 @@ class SupervisedStage(TrainingStage):
 
 
 def _token_losses(group: ActorGroup, elements: list[Element]) -> tuple[float, float]:
-    """Return (sum of -log p, number of tokens) over the masks of elements."""
+    """Return (sum of -log p, number of tokens) over the tokens of elements that are learned."""
     sequences = [sequence for element in elements for sequence in element.sequences]
-    masks = [mask for element in elements for mask in element.tokens["mask"]]
+    masks = [weights for element in elements for weights in element.tokens["weights"]]
     results = group.forward_logprobs(sequences, 1.0, "heldout").result()
     total = sum(
         float(-(logprobs.astype(np.float64) * mask).sum()) for (logprobs, _), mask in zip(results, masks, strict=True)
@@ -91,5 +93,5 @@ def _token_losses(group: ActorGroup, elements: list[Element]) -> tuple[float, fl
 def masked_element(rows: list[Tokens]) -> Element:
     """Sequences that stay together, with the loss mask of each."""
     return Element(
-        [row.token_ids for row in rows], tokens={"mask": [np.asarray(row.loss_mask, np.float32) for row in rows]}
+        [row.token_ids for row in rows], tokens={"weights": [np.asarray(row.loss_mask, np.float32) for row in rows]}
     )

@@ -9,7 +9,7 @@ import torch
 from helpers.plain_ppo import CLIP, LR, NORM, batches, plain_torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from quadriga.actors.model.group import Element, pack_elements
+from quadriga.actors.model.batch import Element, Term, pack_elements
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.model.worker import ModelWorker, ModelWorkerSpec
 from quadriga.actors.settings import ClusterSettings, ModelWorkerSettings, OptimizerSettings
@@ -17,7 +17,7 @@ from quadriga.actors.weights.source import named_weights
 from quadriga.data.tokens.packing import pack
 from quadriga.kernels.attention import varlen_attention
 from quadriga.kernels.logprobs import linear_logprobs
-from quadriga.kernels.losses import PolicyClip
+from quadriga.kernels.losses.policy import PolicyClip
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -64,10 +64,10 @@ def run_steps(host: ModelWorker) -> list[tuple[float, float]]:
     """The three reference steps; (loss, gradient norm) of each."""
     loss, history = PolicyClip(CLIP), []
     for elements in batches():
-        tokens = sum(float(e.tokens["mask"][0].sum()) for e in elements)
+        tokens = sum(float(e.tokens["weights"][0].sum()) for e in elements)
         wanted = [Element(e.sequences, {n: e.tokens[n] for n in loss.fields}) for e in elements]
         micro = [pack_elements(wanted[:3], loss.fields), pack_elements(wanted[3:], loss.fields)]
-        update = host.update(micro, loss, tokens, LR, 1.0).value
+        update = host.update([(micro, (Term(loss, tokens),))], LR, 1.0).value
         history.append((update.stats["loss"] / tokens, update.grad_norm))
     return history
 
@@ -134,7 +134,7 @@ def test_bfloat16_keeps_float32_masters(model_folder: Path) -> None:
     loss = PolicyClip(CLIP)
     element = batches()[1][0]
     micro = pack_elements([Element(element.sequences, {n: element.tokens[n] for n in loss.fields})], loss.fields)
-    host.update([micro], loss, 10.0, 1e-6, 1.0)
+    host.update([([micro], (Term(loss, 10.0),))], 1e-6, 1.0)
     after = host.engine.fingerprints()
     assert all(after[name][0] != marks[name][0] for name in marks)
 

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from quadriga.actors.model.worker import ModelWorker, WorkerResult
+from quadriga.actors.model.worker import ModelWorker, Pass, WorkerResult
 
 
 class BrokenWorker(ModelWorker):
@@ -39,7 +39,7 @@ class BrokenWorker(ModelWorker):
             result.value = [(logprobs * 1.01, entropy) for logprobs, entropy in result.value]
         return result
 
-    def update(self, batches: Any, loss: Any, normalizer: float, lr: float, temperature: float) -> WorkerResult:
+    def update(self, passes: list[Pass], lr: float, temperature: float) -> WorkerResult:
         if self.fault == "other temperature":
             temperature *= 1.1
-        return super().update(batches, loss, normalizer, lr, temperature)
+        return super().update(passes, lr, temperature)

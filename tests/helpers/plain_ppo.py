@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from quadriga.actors.model.group import Element
+from quadriga.actors.model.batch import Element
 from quadriga.actors.weights.source import named_weights
 
 SIZES = (1, 5, 8)
@@ -32,7 +32,9 @@ def batches() -> list[list[Element]]:
                 "old_values": rng.normal(size=prompt + answer) * 0.1,
                 "returns": rng.normal(size=prompt + answer),
             }
-            elements.append(Element([ids], {"mask": [mask]} | {k: [v.astype(np.float32)] for k, v in columns.items()}))
+            elements.append(
+                Element([ids], {"weights": [mask]} | {k: [v.astype(np.float32)] for k, v in columns.items()})
+            )
         result.append(elements)
     return result
 
@@ -59,10 +61,10 @@ def plain_torch(path: Path, head: str) -> PlainRun:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     history, gradients = [], []
     for elements in batches():
-        tokens, total = sum(float(e.tokens["mask"][0].sum()) for e in elements), 0.0
+        tokens, total = sum(float(e.tokens["weights"][0].sum()) for e in elements), 0.0
         for element in elements:
             f = {name: torch.tensor(np.asarray(values[0])) for name, values in element.tokens.items()}
-            start = int((f["mask"] == 0).sum())
+            start = int((f["weights"] == 0).sum())
             ids = torch.tensor(element.sequences)
             logits = model(input_ids=ids).logits[0, start - 1 : -1]
             if head == "actor":

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from helpers.small_stages import demonstrations, prompts, rankings
 
-from quadriga.actors.model.group import ActorGroup, Element
+from quadriga.actors.model.batch import Element, LossPart
+from quadriga.actors.model.group import ActorGroup
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.settings import OptimizerSettings, SamplingSettings
 from quadriga.data.records import Prompt
 from quadriga.data.rundir import RunDir
-from quadriga.kernels.losses import LOSSES
+from quadriga.kernels.losses.policy import PolicyClip
+from quadriga.kernels.losses.value import ValueClip
 from quadriga.launch.config.load import build
 from quadriga.launch.plan.benchmark import calibrate
 from quadriga.launch.plan.calibration import Calibration
@@ -81,10 +83,10 @@ def sequences(number: int) -> list[list[int]]:
 
 def train(group: ActorGroup, loss: Any) -> None:
     """Two optimizer steps of one full micro-batch."""
-    fields = ("mask", "advantages", "old_logprobs", "old_values", "returns")
+    fields = ("weights", "advantages", "old_logprobs", "old_values", "returns")
     elements = [Element([s], tokens={name: [np.ones(LENGTH, np.float32)] for name in fields}) for s in sequences(8)]
     for _ in range(2):
-        group.update(elements, loss, 8.0 * LENGTH, 1e-5).result()
+        group.update([LossPart(loss, elements, 8.0 * LENGTH)], 1e-5).result()
 
 
 def work_as(role: str, running: Processes) -> int:
@@ -108,9 +110,9 @@ def work_as(role: str, running: Processes) -> int:
             values = group.forward_values if role == "critic" else group.forward_scores
             values(sequences(16), "forward").result()
     if role == "actor":
-        train(group, LOSSES["policy_clip"](0.2))
+        train(group, PolicyClip(0.2))
     if role == "critic":
-        train(group, LOSSES["value_clip"](0.2))
+        train(group, ValueClip(0.2))
     return group.memory - group.description["memory_before_model"]
 
 

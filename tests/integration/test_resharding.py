@@ -8,12 +8,13 @@ import pytest
 from helpers.plain_ppo import CLIP, LR, batches
 from helpers.small_stages import CLUSTER
 
-from quadriga.actors.model.group import ActorGroup, Element, start_groups
+from quadriga.actors.model.batch import Element, LossPart
+from quadriga.actors.model.group import ActorGroup, start_groups
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.model.worker import ModelWorkerSpec
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings
 from quadriga.data.rundir import RunDir
-from quadriga.kernels.losses import PolicyClip
+from quadriga.kernels.losses.policy import PolicyClip
 from quadriga.orchestrator.training import checkpoint
 from quadriga.orchestrator.training.run_state import RunState
 
@@ -35,9 +36,9 @@ def group(ranks: int, model: Path, logs: Path) -> ActorGroup:
 def step(actor: ActorGroup, elements: list[Element]) -> tuple[float, float]:
     """Loss and gradient norm of one optimizer step."""
     loss = PolicyClip(CLIP)
-    tokens = sum(float(e.tokens["mask"][0].sum()) for e in elements)
+    tokens = sum(float(e.tokens["weights"][0].sum()) for e in elements)
     wanted = [Element(e.sequences, {name: e.tokens[name] for name in loss.fields}) for e in elements]
-    update = actor.update(wanted, loss, tokens, LR).result()
+    update = actor.update([LossPart(loss, wanted, tokens)], LR).result()
     return update.stats["loss"] / tokens, update.grad_norm
 
 

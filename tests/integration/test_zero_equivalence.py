@@ -12,13 +12,15 @@ from helpers.plain_ppo import CLIP, LR, NORM, PlainRun, batches, plain_torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-from quadriga.actors.model.group import ActorGroup, Element
+from quadriga.actors.model.batch import Element, LossPart
+from quadriga.actors.model.group import ActorGroup
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.settings import ClusterSettings, ModelWorkerSettings, OptimizerSettings
 from quadriga.actors.weights.source import named_weights
 from quadriga.data.errors import Fault
 from quadriga.data.tokens.packing import plan
-from quadriga.kernels.losses import PolicyClip, ValueClip
+from quadriga.kernels.losses.policy import PolicyClip
+from quadriga.kernels.losses.value import ValueClip
 from quadriga.orchestrator.cluster.processes import ModelUse, processes
 
 pytestmark = pytest.mark.integration
@@ -34,9 +36,9 @@ def three_steps(group: ActorGroup, budget: int, folder: Path) -> tuple[list[tupl
     loss = PolicyClip(CLIP) if group.role == "actor" else ValueClip(CLIP)
     history, cuts = [], []
     for elements in batches():
-        tokens = sum(float(e.tokens["mask"][0].sum()) for e in elements)
+        tokens = sum(float(e.tokens["weights"][0].sum()) for e in elements)
         wanted = [Element(e.sequences, {n: e.tokens[n] for n in loss.fields}) for e in elements]
-        update = group.update(wanted, loss, tokens, LR).result()
+        update = group.update([LossPart(loss, wanted, tokens)], LR).result()
         history.append((update.stats["loss"] / tokens, update.grad_norm))
         cuts.append(update.micro_batches)
     group.export(str(folder), "policy" if group.role == "actor" else "critic").result()
@@ -136,11 +138,11 @@ def test_gradient_that_is_not_finite_changes_nothing(
             [Element(e.sequences, {name: e.tokens[name] for name in loss.fields}) for e in elements]
             for elements in batches()
         )
-        group.update(batch, loss, 1.0, LR).result()
+        group.update([LossPart(loss, batch, 1.0)], LR).result()
         group.export(str(tmp_path / "before"), "policy").result()
-        spoilt[0].tokens["advantages"] = [np.full_like(spoilt[0].tokens["mask"][0], np.inf)]
+        spoilt[0].tokens["advantages"] = [np.full_like(spoilt[0].tokens["weights"][0], np.inf)]
         with pytest.raises(Fault, match=r"actor is not finite in optimizer step 2 \(loss"):
-            group.update(spoilt, loss, 1.0, LR).result()
+            group.update([LossPart(loss, spoilt, 1.0)], LR).result()
         group.export(str(tmp_path / "after"), "policy").result()
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("before", "after"))
     start = load_file(made_model / "model.safetensors")

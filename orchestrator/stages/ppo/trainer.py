@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from quadriga.actors.model.batch import Element, LossPart
 from quadriga.actors.model.folder import (
     check_context,
     check_reward_head,
@@ -14,13 +15,15 @@ from quadriga.actors.model.folder import (
     model_path,
     reward_shift,
 )
-from quadriga.actors.model.group import Element, Update
+from quadriga.actors.model.group import Update
 from quadriga.actors.model.heads import ModelSpec, scalar_spec
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import Lost, UserError
 from quadriga.data.loading.batch_order import batch_indices, hash_seed
 from quadriga.data.records import Prompt, Sample
-from quadriga.kernels.losses import LOSSES, Loss
+from quadriga.kernels.losses.base import Loss
+from quadriga.kernels.losses.policy import PolicyClip
+from quadriga.kernels.losses.value import ValueClip
 from quadriga.kernels.statistics import mean_statistics, reduce_statistics
 from quadriga.orchestrator.algorithms import advantages
 from quadriga.orchestrator.algorithms.advantages import Advantages, Experience
@@ -124,8 +127,8 @@ class Ppo(TrainingStage):
         """Create the losses, the processes of reward functions, and the rollout pool."""
         settings = self.settings
         self.dtype = settings.cluster.dtype
-        self.policy_loss = LOSSES["policy_clip"](settings.algorithm.clip)
-        self.value_loss = LOSSES["value_clip"](settings.algorithm.value_clip)
+        self.policy_loss = PolicyClip(settings.algorithm.clip)
+        self.value_loss = ValueClip(settings.algorithm.value_clip)
         logs = self.run.logs_dir
         self.gold = RewardFunctionPool(settings.gold_reward, logs / "gold.log") if settings.gold_reward else None
         function = settings.reward_function
@@ -238,7 +241,9 @@ class Ppo(TrainingStage):
                 if self.has_critic:
                     calls["critic"] = (self.critic_elements(samples, experience, result, minibatch), self.value_loss)
                 pending = {
-                    role: self.group(role).update(elements, loss, tokens, rates[role], settings.sampling.temperature)
+                    role: self.group(role).update(
+                        [LossPart(loss, elements, tokens)], rates[role], settings.sampling.temperature
+                    )
                     for role, (elements, loss) in calls.items()
                 }
                 for role, call in pending.items():
@@ -366,7 +371,7 @@ def _response(sample: Sample, aligned: Any) -> Any:
 def _element(sample: Sample, columns: dict[str, Any]) -> Element:
     """Return one sequence as an element; response columns are preceded by zeros for the prompt."""
     before = np.zeros(len(sample.prompt.token_ids), np.float32)
-    columns = columns | {"mask": np.asarray(sample.action_mask, np.float32)}
+    columns = columns | {"weights": np.asarray(sample.action_mask, np.float32)}
     tokens = {name: [np.concatenate([before, np.asarray(c, np.float32)])] for name, c in columns.items()}
     return Element([sample.token_ids], tokens=tokens)
 

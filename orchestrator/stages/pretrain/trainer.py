@@ -1,7 +1,7 @@
 """Pre-training: next-token prediction on packed documents, from fresh weights or a model's."""
 
+from quadriga.actors.model.batch import Element
 from quadriga.actors.model.folder import check_context, model_path
-from quadriga.actors.model.group import Element
 from quadriga.data.loading.batch_order import batch_indices
 from quadriga.data.records import Tokens
 from quadriga.orchestrator.stages.pretrain.spec import PretrainStage

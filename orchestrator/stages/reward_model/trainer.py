@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from quadriga.actors.model.batch import Element
 from quadriga.actors.model.folder import check_context, model_path
-from quadriga.actors.model.group import Element
 from quadriga.actors.model.heads import scalar_spec
 from quadriga.data.records import RankedTokens
+from quadriga.kernels.losses.base import Loss
+from quadriga.kernels.losses.ranking import Ranking
 from quadriga.orchestrator.cluster.processes import ModelUse
 from quadriga.orchestrator.evaluation.statistics import pair_accuracy, wilson_interval
 from quadriga.orchestrator.stages.reward_model.spec import RewardStage
@@ -24,7 +26,6 @@ class Reward(SupervisedStage):
 
     stage = "reward"
     trained = ("reward",)
-    loss_name = "ranking"
     settings: RewardStage
 
     def load_inputs(self) -> None:
@@ -50,6 +51,10 @@ class Reward(SupervisedStage):
         """Return the model; its head has no bias, because a difference of scores cannot teach one."""
         spec = scalar_spec(self.path, self.settings.seed, None, self.settings.head_std)
         return [ModelUse("reward", spec, self.settings.optimizer)]
+
+    def loss(self) -> Loss:
+        """Return the pairwise loss."""
+        return Ranking()
 
     def units(self, elements: Sequence[Element]) -> float:
         """Return the number of prompts: each weighs the same, however many answers it has."""

@@ -11,21 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quadriga.kernels.losses import LOSSES, NegativeLogLikelihood, PolicyClip, Ranking, ValueClip
+from quadriga.kernels.losses.base import Loss
+from quadriga.kernels.losses.likelihood import NegativeLogLikelihood
+from quadriga.kernels.losses.policy import PolicyClip
+from quadriga.kernels.losses.ranking import Ranking
+from quadriga.kernels.losses.value import ValueClip
 
 T = torch.tensor
-
-
-def test_registry() -> None:
-    for name, kwargs in {"nll": {}, "policy_clip": {"clip": 0.2}, "value_clip": {"clip": None}, "ranking": {}}.items():
-        loss = LOSSES[name](**kwargs)
-        assert loss.head in {"logprobs", "values", "scores"}
-        assert loss.fields
+LOSSES: list[Loss] = [NegativeLogLikelihood(), PolicyClip(), ValueClip(), ValueClip(None), Ranking()]
 
 
 def test_nll() -> None:
     logprobs = T([0.0, -1.0, -2.0, -4.0], requires_grad=True)
-    fields = {"mask": T([0, 1, 0, 1])}
+    fields = {"weights": T([0, 1, 0, 1])}
     loss, stats = NegativeLogLikelihood()({"logprobs": logprobs, "entropy": T([9.0, 1.0, 9.0, 2.0])}, fields)
     loss.backward()
     assert loss.item() == stats["loss"].item() == 5.0
@@ -36,7 +34,11 @@ def test_nll() -> None:
 def test_policy_clip_by_hand() -> None:
     """Detail 14: ratios 1.5 and 0.5 with advantages of both signs and clip 0.2; the fifth token is not in the mask."""
     logprobs = T([math.log(1.5), math.log(1.5), math.log(0.5), math.log(0.5), 3.0], requires_grad=True)
-    fields = {"old_logprobs": torch.zeros(5), "advantages": T([2.0, -2.0, 2.0, -2.0, 5.0]), "mask": T([1, 1, 1, 1, 0])}
+    fields = {
+        "old_logprobs": torch.zeros(5),
+        "advantages": T([2.0, -2.0, 2.0, -2.0, 5.0]),
+        "weights": T([1, 1, 1, 1, 0]),
+    }
     loss, stats = PolicyClip(0.2)({"logprobs": logprobs}, fields)
     loss.backward()
     # min(r A, clip(r) A): 1.2*2, 1.5*-2, 0.5*2, 0.8*-2
@@ -57,7 +59,7 @@ def test_policy_clip_by_hand() -> None:
 def test_policy_clip_on_policy_is_the_policy_gradient(advantages: list[float]) -> None:
     """Detail 16: where old and new agree the ratio is exactly 1, nothing is clipped, and the gradient is -A."""
     logprobs = torch.linspace(-3, -1, len(advantages), requires_grad=True)
-    fields = {"old_logprobs": logprobs.detach(), "advantages": T(advantages), "mask": torch.ones(len(advantages))}
+    fields = {"old_logprobs": logprobs.detach(), "advantages": T(advantages), "weights": torch.ones(len(advantages))}
     loss, stats = PolicyClip(0.2)({"logprobs": logprobs}, fields)
     loss.backward()
     torch.testing.assert_close(logprobs.grad, -T(advantages))
@@ -70,7 +72,7 @@ def test_policy_clip_on_policy_is_the_policy_gradient(advantages: list[float]) -
 def test_value_clip_by_hand() -> None:
     """Detail 14: the larger of both squared errors, times 0.5."""
     values = T([1.0, 1.0, -1.0], requires_grad=True)
-    fields = {"old_values": T([0.5, 0.5, 0.0]), "returns": T([2.0, 0.0, 0.0]), "mask": T([1, 1, 0])}
+    fields = {"old_values": T([0.5, 0.5, 0.0]), "returns": T([2.0, 0.0, 0.0]), "weights": T([1, 1, 0])}
     loss, stats = ValueClip(0.2)({"values": values}, fields)
     loss.backward()
     # First: (1-2)^2 = 1 against (0.7-2)^2 = 1.69. Second: 1 against (0.7)^2.
@@ -81,7 +83,7 @@ def test_value_clip_by_hand() -> None:
 
 
 def test_value_loss_without_clip_is_the_squared_error() -> None:
-    fields = {"old_values": T([0.5, 0.5, 0.0]), "returns": T([2.0, 0.0, 0.0]), "mask": T([1, 1, 0])}
+    fields = {"old_values": T([0.5, 0.5, 0.0]), "returns": T([2.0, 0.0, 0.0]), "weights": T([1, 1, 0])}
     loss, _ = ValueClip(None)({"values": T([1.0, 1.0, -1.0])}, fields)
     assert loss.item() == pytest.approx(1.0)
 
@@ -91,16 +93,15 @@ def test_numbers_outside_the_mask_do_not_matter() -> None:
     mask, bad = T([1, 0]), T([-1.0, math.inf])
     for loss, output in ((NegativeLogLikelihood(), "logprobs"), (PolicyClip(), "logprobs"), (ValueClip(), "values")):
         x = T([-1.0, -math.inf], requires_grad=True)
-        fields = {name: bad for name in loss.fields} | {"mask": mask}
+        fields = {name: bad for name in loss.fields} | {"weights": mask}
         total, stats = loss({output: x, "entropy": bad}, fields)
         total.backward()
         assert all(torch.isfinite(value) for value in (total, *stats.values(), *x.grad))
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_filler_has_weight_zero_and_a_gradient(name: str) -> None:
+@pytest.mark.parametrize("loss", LOSSES, ids=repr)
+def test_filler_has_weight_zero_and_a_gradient(loss: Loss) -> None:
     """A micro-batch without a unit adds 0 to every sum, and its backward runs, as its rank's peers need."""
-    loss = LOSSES[name]()
     x = torch.ones(2, requires_grad=True)
     fields = {field: torch.zeros(2) for field in loss.fields}
     total, stats = loss({loss.head: x}, fields)
@@ -123,7 +124,7 @@ def test_sums_do_not_depend_on_the_cut(data: st.DataObject) -> None:
 
     for loss in (NegativeLogLikelihood(), PolicyClip(0.1), ValueClip(0.1)):
         output = {loss.head: draw()}
-        fields = {name: draw() for name in loss.fields} | {"mask": (draw() > 0).long()}
+        fields = {name: draw() for name in loss.fields} | {"weights": (draw() > 0).long()}
 
         def part(rows: slice, loss=loss, output=output, fields=fields):  # type: ignore[no-untyped-def]
             mine = {k: v[rows] for k, v in fields.items()}
@@ -138,7 +139,9 @@ def test_sums_do_not_depend_on_the_cut(data: st.DataObject) -> None:
 
 def test_bfloat16_is_summed_in_float32() -> None:
     """Detail 20: 4,096 times 1 is not representable step by step in bfloat16."""
-    loss, _ = NegativeLogLikelihood()({"logprobs": -torch.ones(4096, dtype=torch.bfloat16)}, {"mask": torch.ones(4096)})
+    loss, _ = NegativeLogLikelihood()(
+        {"logprobs": -torch.ones(4096, dtype=torch.bfloat16)}, {"weights": torch.ones(4096)}
+    )
     assert loss.dtype == torch.float32
     assert loss.item() == 4096
 
@@ -185,3 +188,22 @@ def test_ranking_sees_differences_only(ranks: list[int], shift: float) -> None:
     one, _ = ranking(scores, [0] * len(ranks), ranks)
     other, _ = ranking([score + shift for score in scores], [0] * len(ranks), ranks)
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.25, 4), min_size=1, max_size=6), st.integers(0, 99))
+def test_a_loss_weighs_its_tokens(weights: list[float], seed: int) -> None:
+    """The weighted sum is the sum of each token's own loss times its weight; statistics count tokens once."""
+    draw = torch.randn(3, len(weights), generator=torch.Generator().manual_seed(seed))
+    for loss in (NegativeLogLikelihood(), PolicyClip(0.1), ValueClip(0.1)):
+        output = {loss.head: draw[0]}
+        names = [name for name in loss.fields if name != "weights"]
+        fields = dict(zip(names, draw[1:], strict=False)) | {"weights": T(weights)}
+        whole, stats = loss(output, fields)
+        rows = [slice(i, i + 1) for i in range(len(weights))]
+        ones = {"weights": torch.ones(1)}
+        single = [loss({loss.head: draw[0][r]}, {n: fields[n][r] for n in names} | ones)[0] for r in rows]
+        expected = sum(w * float(each) for w, each in zip(weights, single, strict=True))
+        assert float(whole) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        _, plain = loss(output, fields | {"weights": torch.ones(len(weights))})
+        assert {k: v for k, v in stats.items() if k != "loss"} == {k: v for k, v in plain.items() if k != "loss"}

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quadriga.actors.model.group import Element, pack_elements
+from quadriga.actors.model.batch import Element, pack_elements
 from quadriga.data.tokens.packing import PackedBatch
 
-FIELDS = ("group", "rank", "margin", "mask", "turn")
+FIELDS = ("group", "rank", "margin", "weights", "turn")
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def element() -> Element:
     """Two answers to a prompt, with per-token and per-sequence fields of both types, some of which no loss has yet."""
     return Element(
         [[1, 5, 6], [1, 7]],
-        tokens={"mask": [np.ones(3, np.float32), np.ones(2, np.float32)], "turn": [[0, 1, 1], [0, 1]]},
+        tokens={"weights": [np.ones(3, np.float32), np.ones(2, np.float32)], "turn": [[0, 1, 1], [0, 1]]},
         per_sequence={"rank": [1, 0], "margin": [0.5, -0.5]},
     )
 
@@ -39,7 +39,7 @@ def test_every_field_of_a_filler_is_zero(element: Element) -> None:
     assert filler.token_ids.tolist() == [0, 0]
     assert filler.position_ids.tolist() == [0, 1]
     assert filler.cu_seqlens.tolist() == [0, 2]
-    assert {name: x.tolist() for name, x in filler.tokens.items()} == {"mask": [0, 0], "turn": [0, 0]}
+    assert {name: x.tolist() for name, x in filler.tokens.items()} == {"weights": [0, 0], "turn": [0, 0]}
     assert {name: x.tolist() for name, x in filler.sequences.items()} == {"group": [0], "rank": [0], "margin": [0]}
 
 
@@ -50,11 +50,11 @@ def test_elements_are_numbered_by_group(element: Element) -> None:
 
 
 def test_only_named_fields_are_packed(element: Element) -> None:
-    batch = pack_elements([element], ("mask",))
-    assert list(batch.tokens) == ["mask"]
+    batch = pack_elements([element], ("weights",))
+    assert list(batch.tokens) == ["weights"]
     assert batch.sequences == {}
 
 
 def test_missing_field_is_an_error(element: Element) -> None:
     with pytest.raises(KeyError, match="advantages"):
-        pack_elements([element], ("mask", "advantages"))
+        pack_elements([element], ("weights", "advantages"))

@@ -9,7 +9,8 @@ import torch
 from helpers.small_stages import demonstrations, prompts
 
 from quadriga.actors.model import group
-from quadriga.actors.model.group import ActorGroup, Element
+from quadriga.actors.model.batch import Element, LossPart
+from quadriga.actors.model.group import ActorGroup
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.model.worker import ModelWorkerSpec
 from quadriga.actors.settings import ClusterSettings
@@ -20,7 +21,7 @@ from quadriga.data.records import Prompt, Sample, Tokens
 from quadriga.data.settings import DataSettings
 from quadriga.data.tokens.packing import BatchPlan
 from quadriga.data.tokens.tokenizer import train_tokenizer
-from quadriga.kernels.losses import PolicyClip
+from quadriga.kernels.losses.policy import PolicyClip
 from quadriga.orchestrator.training import invariants
 
 
@@ -113,7 +114,7 @@ def test_ranks_with_other_numbers_of_micro_batches_are_never_started(monkeypatch
     hosts.specs, hosts.role, hosts.world, hosts.ranks = [spec, spec], "actor", 2, []
     monkeypatch.setattr(group, "plan", lambda *_: BatchPlan([[[0], [1]], [[2]]]))
     with pytest.raises(Fault, match=r"update: the ranks were given different numbers of micro-batches: \[1, 2\]"):
-        hosts.update([Element([[1, 2]])] * 3, PolicyClip(), 1.0, 1e-3)
+        hosts.update([LossPart(PolicyClip(), [Element([[1, 2]])] * 3, 1.0)], 1e-3)
     with pytest.raises(Fault, match="values: the ranks were given different numbers"):
         hosts.forward_values([[1, 2]] * 3, "values")
 
