@@ -22,6 +22,9 @@ else
 INSTALL_FLAGS := --override cpu-overrides.txt $(if $(UV_FIND_LINKS),,--torch-backend=cpu)
 endif
 
+# A run is a dozen processes that import the same packages: without bytecode files each would compile them again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tests are many small processes: more than one thread each only gets in the way of the others.
 TEST_ENV := OMP_NUM_THREADS=1
 

@@ -30,6 +30,7 @@ MODEL_MODULES = (
     "transformers.modeling_utils",
     "transformers.models.llama.modeling_llama",
     "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # imports torch's compiler; DeepSpeed loads it with every optimizer
     "transformers.integrations",
     "quadriga.actors.model.equivalence",
     "quadriga.actors.model.export",
