@@ -12,11 +12,9 @@ from quadriga.launch.checks.report import CheckReport, CheckResult, gpu_count
 from quadriga.launch.config.error_messages import nearest, summary
 from quadriga.launch.config.load import build, is_placeholder, placeholders
 from quadriga.launch.config.unused_settings import unused_on_this_machine
-from quadriga.orchestrator.algorithms.advantages import needs_critic
 from quadriga.orchestrator.cluster.placement import Machine, Placement, place, resource_requests
 from quadriga.orchestrator.pipeline_settings import PipelineStage, StageEntry
-from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
-from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
+from quadriga.orchestrator.rewards.base import RewardSettings
 from quadriga.orchestrator.settings import StageBase, TrainStage
 from quadriga.orchestrator.stages.ppo.spec import PpoStage
 from quadriga.orchestrator.stages.pretrain.spec import PretrainStage
@@ -58,7 +56,7 @@ def _check_pipeline(pipeline: PipelineStage, report: CheckReport) -> None:
             report.run(_check_cpu_generation, stage.model, stage)
     if pipeline.evaluation is not None:
         report.subject = "evaluation"
-        report.run(_check_function, pipeline.evaluation.gold_reward)
+        report.run(pipeline.evaluation.gold_reward.check)
         report.run(model_checks.check_rows, pipeline.evaluation.prompts.data)
 
 
@@ -81,8 +79,8 @@ def _check_stage(stage: Any, report: CheckReport, subject: str) -> None:
     report.run(_check_local_placement, stage)
     for note in unused_on_this_machine(stage.cluster, gpu_count() > 0):
         report.note(note)
-    for function in _functions(stage):
-        report.run(_check_function, function)
+    for reward in _rewards(stage):
+        report.run(reward.check)
     sound = [report.run(model_checks.check_model, model) for model in _models(stage)]
     if isinstance(stage, GeneratingStage) and sound[0]:
         report.run(_check_cpu_generation, stage.policy, stage)
@@ -126,9 +124,9 @@ def _models(stage: Any) -> Iterator[ModelSettings]:
         yield ModelSettings(path=stage.reward_path, shape=None)
 
 
-def _functions(stage: Any) -> Iterator[RewardFunctionSettings]:
+def _rewards(stage: Any) -> Iterator[RewardSettings]:
     if isinstance(stage, PpoStage):
-        yield from (function for function in (stage.reward_function, stage.gold_reward) if function is not None)
+        yield from (reward for reward in (stage.reward, stage.gold_reward) if reward is not None)
     if isinstance(stage, RankStage):
         yield stage.annotator
 
@@ -145,7 +143,7 @@ def _check_settings(stage: Any) -> None:
         raise UserError("`sampling.temperature` is 0: every answer to a prompt would be the same. Set it above 0.")
     if (
         isinstance(stage, PpoStage)
-        and needs_critic(stage.algorithm)
+        and stage.algorithm.needs_critic
         and stage.critic is None
         and stage.reward_path is None
     ):
@@ -189,17 +187,11 @@ def _roles(stage: Any) -> list[Role]:
     """Return the roles of the models that a stage holds in worker processes."""
     if isinstance(stage, PpoStage):
         rewards: list[Role] = ["reward"] if stage.reward_path else []
-        critics: list[Role] = ["critic"] if needs_critic(stage.algorithm) else []
+        critics: list[Role] = ["critic"] if stage.algorithm.needs_critic else []
         return ["actor", *critics, "reference", *rewards]
     if isinstance(stage, RewardStage):
         return ["reward"]
     return ["actor"] if isinstance(stage, TrainStage) else []
-
-
-def _check_function(function: RewardFunctionSettings) -> str:
-    """Check that a function can be imported, in a subprocess as in the run: a user's module may do anything."""
-    RewardFunctionPool(function.model_copy(update={"processes": 1})).close()
-    return f"function {function.function} imports"
 
 
 def check_tensor_parallel(stage: Any) -> None:

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from quadriga.data.registry import Choice
 from quadriga.launch.config.document import Document, KeyPath, dotted
 
 Stages = dict[str, type[BaseModel]]
@@ -19,6 +21,10 @@ RENAMED = {
     "gold": "gold_reward",
     "evaluation.gold": "evaluation.gold_reward",
     "evaluation.prompts.train": "evaluation.prompts.rows",
+    "algorithm.gamma": "algorithm.estimator.gamma",
+    "algorithm.lam": "algorithm.estimator.lam",
+    "algorithm.whiten_rewards": "algorithm.estimator.whiten_rewards",
+    "algorithm.whiten_advantages": "algorithm.estimator.whiten_advantages",
 }
 """Key of an earlier version -> its current name."""
 
@@ -48,6 +54,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
     """Return the settings classes inside a type annotation such as `list[Source] | None`."""
+    if isinstance(annotation, Choice):
+        return [model for model in annotation.registry.values()]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in models_in(argument)]
@@ -59,9 +67,14 @@ def annotation_at(model: type[BaseModel], path: Sequence[Any]) -> Any:
     for key in path:
         if isinstance(key, int):
             continue
-        annotation = next((each.model_fields[key].annotation for each in models if key in each.model_fields), None)
+        annotation = next((_annotation(each.model_fields[key]) for each in models if key in each.model_fields), None)
         models = models_in(annotation)
     return annotation
+
+
+def _annotation(field: FieldInfo) -> Any:
+    """Return the annotation of a field, with the `Choice` that pydantic has moved from it into the metadata."""
+    return next((each for each in field.metadata if isinstance(each, Choice)), field.annotation)
 
 
 def _sentence(detail: ErrorDetails, document: Document, stages: Stages, prefix: KeyPath) -> str:
@@ -151,6 +164,6 @@ def _paths(model: type[BaseModel], prefix: str = "") -> list[str]:
     found = []
     for name, field in model.model_fields.items():
         found.append(prefix + name)
-        for inner in models_in(field.annotation):
+        for inner in models_in(_annotation(field)):
             found += _paths(inner, f"{prefix}{name}.")
     return found

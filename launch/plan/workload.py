@@ -16,7 +16,6 @@ from quadriga.data.tokens.tokenizer import load_tokenizer
 from quadriga.launch.checks import model as model_checks
 from quadriga.launch.config.load import build, is_placeholder, placeholders
 from quadriga.launch.plan.model_shape import ModelShape, shape_of
-from quadriga.orchestrator.algorithms.advantages import needs_critic
 from quadriga.orchestrator.pipeline_settings import PipelineStage
 from quadriga.orchestrator.settings import TrainStage
 from quadriga.orchestrator.stages.ppo.spec import PpoStage
@@ -115,7 +114,7 @@ def _ppo_models(stage: PpoStage, policy: ModelShape, made: Shapes, assumed: list
     elif reward is not None:
         assumed.append(f"the reward model is as large as the policy, because {reward} does not exist yet.")
     yield Member("actor", policy, trained=True)
-    if needs_critic(stage.algorithm):
+    if stage.algorithm.needs_critic:
         yield Member("critic", _shape(stage.critic, made) if stage.critic else start, "scalar", True)
     yield Member("reference", _shape(stage.reference, made) if stage.reference else policy)
     if reward is not None:

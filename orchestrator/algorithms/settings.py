@@ -1,10 +1,14 @@
 """Settings of PPO itself: estimator, clipping, KL penalty, epochs."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from quadriga.data.registry import Choice
 from quadriga.data.settings import Settings
+from quadriga.orchestrator.algorithms.base import Estimator
+from quadriga.orchestrator.algorithms.gae import Gae
+from quadriga.orchestrator.algorithms.registry import ESTIMATORS
 
 
 class AdaptiveKL(Settings):
@@ -31,12 +35,8 @@ class KLSettings(Settings):
 class AlgorithmSettings(Settings):
     """PPO's own numbers."""
 
-    estimator: Literal["gae"] = "gae"
-    """Advantage estimator."""
-    gamma: float = Field(1.0, gt=0, le=1)
-    """Discount per token."""
-    lam: float = Field(0.95, ge=0, le=1)
-    """GAE's lambda: 1 has no bias from the critic, 0 the least variance."""
+    estimator: Annotated[Estimator, Choice(ESTIMATORS)] = Gae()
+    """Advantage estimator, chosen by `type`."""
     clip: float = Field(0.2, gt=0)
     """Distance from 1 beyond which a probability ratio earns nothing more."""
     value_clip: float | None = Field(0.2, gt=0)
@@ -47,11 +47,12 @@ class AlgorithmSettings(Settings):
     """Amount subtracted from the score of an answer that did not end."""
     reward_clip: float | None = Field(10.0, gt=0)
     """Largest absolute score; null does not clip."""
-    whiten_rewards: bool = False
-    """Whether token rewards are scaled to variance 1 over the batch, their mean kept."""
-    whiten_advantages: bool = True
-    """Whether advantages are shifted to mean 0 and scaled to variance 1 over the batch."""
     epochs: int = Field(1, ge=1)
     """Number of passes over a batch of samples."""
     minibatch_size: int = Field(64, ge=1)
     """Samples per optimizer step."""
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether the estimator reads a critic's values."""
+        return self.estimator.needs_critic

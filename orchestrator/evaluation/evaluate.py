@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quadriga.actors.model.folder import check_context, check_reward_head, end_tokens, read_config, reward_shift
+from quadriga.actors.model.folder import check_context, check_reward_head, end_tokens, read_config
 from quadriga.actors.model.heads import ModelSpec, scalar_spec
 from quadriga.actors.runtime.remote_calls import gather
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
@@ -16,8 +17,7 @@ from quadriga.orchestrator.cluster.processes import ModelUse, Processes, Rollout
 from quadriga.orchestrator.evaluation.metrics import Answer, Evaluation, Measures, best_of, mean_kl, measure
 from quadriga.orchestrator.evaluation.settings import EvaluationSettings
 from quadriga.orchestrator.faults.recovery import Recovery
-from quadriga.orchestrator.rewards.function import score_samples
-from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
+from quadriga.orchestrator.rewards.base import Reward, RewardContext
 from quadriga.orchestrator.rewards.model import ModelReward
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.tracking.console import StageProgress
@@ -79,7 +79,7 @@ def evaluate_models(
         connected(cluster) as dashboard,
         progress.waiting("starting processes"),
         processes(cluster, uses, RolloutPlan(first, longest, load=True), str(logs), on_loss=recovery.note) as running,
-        RewardFunctionPool(settings.gold_reward, Path(logs) / "gold.log") as gold,
+        closing(settings.gold_reward.start(RewardContext("gold", Path(logs) / "gold.log"))) as gold,
     ):
         progress.started(0, len(models), dashboard, None, running.logs)
         if split.skipped:
@@ -89,7 +89,7 @@ def evaluate_models(
             end_tokens(first, tokenizer),
             lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip(),
         )
-        scorer = ModelReward(running.groups["reward"], reward_shift(reward), reward) if reward is not None else None
+        scorer = ModelReward(running.groups, reward) if reward is not None else None
         evaluator = _Evaluator(
             running, pool, gold, scorer, prompts, settings.sampling, seed, samples_per_prompt, progress
         )
@@ -107,8 +107,8 @@ class _Evaluator:
 
     running: Processes
     pool: RolloutPool
-    gold: RewardFunctionPool
-    reward: ModelReward | None
+    gold: Reward
+    reward: Reward | None
     prompts: list[Prompt]
     sampling: SamplingSettings
     seed: int
@@ -142,7 +142,7 @@ class _Evaluator:
         samples = self.pool.generate(self.prompts, each, sampling, self.seed, 0, report)
         invariants.served_by(samples, self.pool.version)
         scoring = self.reward.start(samples) if self.reward else None
-        gold = score_samples(self.gold, samples, "gold")
+        gold = self.gold.start(samples).result()
         rewards = scoring.result().values if scoring else [None] * len(samples)
         answers = []
         for sample, score, parts, reward in zip(samples, gold.values, gold.parts, rewards, strict=True):

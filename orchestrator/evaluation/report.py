@@ -21,7 +21,7 @@ from quadriga.orchestrator.evaluation.metrics import Evaluation, choose_prompts,
 from quadriga.orchestrator.evaluation.settings import EvaluationPrompts, EvaluationSettings
 from quadriga.orchestrator.evaluation.statistics import Interval
 from quadriga.orchestrator.model_folders import ResolvedModel, find_model
-from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
+from quadriga.orchestrator.rewards.function import RewardFunctionSettings
 from quadriga.orchestrator.tracking.console import StageProgress, answers_table, make_console, stages_table
 
 ASSISTANT = EvaluationSettings(

@@ -1,12 +1,14 @@
 """Settings of an evaluation."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from quadriga.actors.settings import SamplingSettings
+from quadriga.data.registry import Choice
 from quadriga.data.settings import DataSettings, Settings, Sources
-from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
+from quadriga.orchestrator.rewards.base import RewardSettings
+from quadriga.orchestrator.rewards.registry import REWARDS
 
 
 class EvaluationPrompts(Settings):
@@ -34,8 +36,8 @@ class EvaluationSettings(Settings):
 
     prompts: EvaluationPrompts
     """Held-out prompts."""
-    gold_reward: RewardFunctionSettings
-    """Function that measures the answers; no stage is trained on it."""
+    gold_reward: Annotated[RewardSettings, Choice(REWARDS)]
+    """Reward that measures the answers; no stage is trained on it."""
     sampling: SamplingSettings = SamplingSettings()
     """How answers are drawn; above temperature 0 they are also drawn greedily."""
     rows: int = Field(300, ge=1)

@@ -1,14 +1,18 @@
-"""One interface for what PPO maximises. An error is never a zero."""
+"""One interface for what scores answers. An error is never a zero."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from quadriga.data.records import Sample
+from quadriga.data.settings import Settings
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One score a sample, None where it could not be had; named parts; how many failed."""
+    """One score per sample, None where it could not be had; named parts; the number of failures."""
 
     values: list[float | None]
     parts: list[dict[str, float]]
@@ -23,12 +27,65 @@ class PendingScores(Protocol):
         ...
 
 
-class Reward(Protocol):
-    """Scores answers. `start` returns at once where it can, so that other passes run meanwhile."""
+class Reward(ABC):
+    """Scores answers.
+
+    version: which reward this is; every sample is marked with it.
+    """
 
     version: str
-    """Which reward this is; every sample is marked with it."""
 
+    @abstractmethod
     def start(self, samples: list[Sample]) -> PendingScores:
-        """Begin to score."""
-        ...
+        """Begin to score; return at once where that is possible, so that other passes run meanwhile."""
+
+    def close(self) -> None:
+        """Release what `RewardSettings.start` created; by default nothing."""
+        return None
+
+
+@dataclass(frozen=True)
+class RewardContext:
+    """What a reward may use. phase: part of the step that it works for, `score`, `gold` or `rank`.
+
+    log: file for its output, None for standard error. groups: role -> `ActorGroup` of the stage's models; groups are
+    replaced when a process is lost, so look them up when they are used.
+    """
+
+    phase: str
+    log: Path | None = None
+    groups: Mapping[str, Any] | None = None
+
+
+class RewardSettings(Settings, ABC):
+    """A reward and its settings: a section with `type: NAME`, or `type: module:Class` for a user's."""
+
+    type: str
+    """Kind of reward."""
+
+    @property
+    def model_path(self) -> str | None:
+        """Folder of the reward model that must run in the role `reward`; None without one."""
+        return None
+
+    def check(self) -> str | None:
+        """Check before the run that the reward can start; return a line for `quadriga doctor`, None without a finding.
+
+        Raises UserError, with a sentence, if it cannot.
+        """
+        return None
+
+    @abstractmethod
+    def start(self, context: RewardContext) -> Reward:
+        """Return the reward, ready to score."""
+
+
+@dataclass(frozen=True)
+class ReadyScores:
+    """Scores that are there already."""
+
+    scores: Scores
+
+    def result(self) -> Scores:
+        """Return them."""
+        return self.scores

@@ -1,30 +1,48 @@
 """A Python function as reward, run in killable subprocesses."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from quadriga.data.records import Sample
-from quadriga.orchestrator.rewards.base import PendingScores, Scores
-from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool, RowError, score_of
+from quadriga.orchestrator.rewards.base import (
+    PendingScores,
+    ReadyScores,
+    Reward,
+    RewardContext,
+    RewardSettings,
+    Scores,
+)
+from quadriga.orchestrator.rewards.function_pool import FunctionSettings, RewardFunctionPool, RowError, score_of
 
 
-class FunctionReward:
+class RewardFunctionSettings(FunctionSettings, RewardSettings):
+    """A Python function that scores answers, run in subprocesses that can be killed."""
+
+    type: Literal["function"]
+    """Kind of reward."""
+
+    def check(self) -> str | None:
+        """Check that the function can be imported, in a subprocess as in the run: a user's module may do anything."""
+        RewardFunctionPool(self.model_copy(update={"processes": 1})).close()
+        return f"function {self.function} imports"
+
+    def start(self, context: RewardContext) -> Reward:
+        """Start the subprocesses."""
+        return FunctionReward(RewardFunctionPool(self, context.log), context.phase)
+
+
+class FunctionReward(Reward):
     """A Python function in killable subprocesses. Raises Fault when too many answers fail."""
 
-    def __init__(self, pool: RewardFunctionPool):
-        self.pool, self.version = pool, pool.settings.function
+    def __init__(self, pool: RewardFunctionPool, phase: str):
+        self.pool, self.phase, self.version = pool, phase, pool.settings.function
 
     def start(self, samples: list[Sample]) -> PendingScores:
         """Score now: the subprocesses compute, the driver waits."""
-        return _Ready(score_samples(self.pool, samples, "score"))
+        return ReadyScores(score_samples(self.pool, samples, self.phase))
 
-
-@dataclass(frozen=True)
-class _Ready:
-    scores: Scores
-
-    def result(self) -> Scores:
-        return self.scores
+    def close(self) -> None:
+        """Kill the subprocesses."""
+        self.pool.close()
 
 
 def score_samples(pool: RewardFunctionPool, samples: list[Sample], phase: str) -> Scores:
@@ -45,5 +63,5 @@ def score_samples(pool: RewardFunctionPool, samples: list[Sample], phase: str) -
 
 
 def function_row(messages: list[dict[str, str]], response: str, meta: dict[str, Any]) -> dict[str, Any]:
-    """What a reward function is called with."""
+    """Return the row that a reward function is called with."""
     return {"prompt": messages, "messages": messages, "response": response, "meta": meta}

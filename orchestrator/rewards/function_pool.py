@@ -8,11 +8,32 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Literal, Self
+
+from pydantic import Field
 
 from quadriga.data.errors import Fault, UserError
+from quadriga.data.settings import Settings
 from quadriga.orchestrator.rewards.function_process import FunctionProcess, StartError
-from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
+
+
+class FunctionSettings(Settings):
+    """How a Python function is called, in subprocesses that can be killed."""
+
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    """The function as `module:function`. It gets a list of rows {"prompt", "messages", "response", "meta"} and returns
+    as many results: numbers, or dicts of numbers with at least "score"."""
+    timeout: float = Field(10.0, gt=0)
+    """Longest time for one call (a chunk of answers), in seconds."""
+    processes: int = Field(1, ge=1)
+    """Number of subprocesses that call the function at the same time."""
+    retries: int = Field(1, ge=0)
+    """How often a failed answer is scored again, by itself, after an exception, a death or a time-out."""
+    drop: Literal["answer", "group"] = "answer"
+    """What is dropped when an answer fails for good (never scored 0): the answer, or all answers to its prompt."""
+    max_error_rate: float = Field(0.1, ge=0, le=1)
+    """Share of a batch's answers that may fail for good before the run stops; with 0 the first failure stops it."""
+
 
 CHUNK = 8  # rows a call: what one timeout or crash can cost
 
@@ -43,7 +64,7 @@ class RewardFunctionPool:
     Raises UserError, naming the function and the reason, when it cannot be imported.
     """
 
-    def __init__(self, settings: RewardFunctionSettings, log_path: Path | None = None):
+    def __init__(self, settings: FunctionSettings, log_path: Path | None = None):
         self.settings = settings
         self._allowed, self._failed = 0.0, 0  # of the rows being scored
         self._log: BinaryIO | None = log_path.open("ab") if log_path else None
@@ -68,7 +89,7 @@ class RewardFunctionPool:
         A call that raises, kills its process or takes longer than `settings.timeout` (its process is killed then) is
         repeated row by row, so that one bad row does not spoil its neighbours; what fails then is repeated again, up to
         `settings.retries` rounds in all, each within `settings.timeout` seconds for all of its rows. Once more rows
-        failed for good than `settings.max_error_rate` allows, the rest is not score_samples: the run will stop anyway.
+        failed for good than `settings.max_error_rate` allows, the rest is not scored: the run will stop anyway.
         """
         self._allowed, self._failed = self.settings.max_error_rate * len(rows), 0
         chunks = [list(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
@@ -108,7 +129,7 @@ class RewardFunctionPool:
         worker = self._idle.get()
         try:
             if self._failed > self._allowed:
-                return [RowError("not score_samples: too many others failed")] * len(rows)
+                return [RowError("not scored: too many others failed")] * len(rows)
             results = self._call(worker, rows, self.settings.timeout)
             for _ in range(self.settings.retries):
                 self._repeat(worker, rows, results)

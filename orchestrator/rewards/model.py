@@ -1,28 +1,54 @@
-"""A reward model as reward."""
+"""A reward model on the cluster as reward."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from quadriga.actors.model.group import ActorGroup, Pending
+from quadriga.data.errors import UserError
 from quadriga.data.records import Sample
-from quadriga.orchestrator.rewards.base import PendingScores, Scores
+from quadriga.data.registry import import_object
+from quadriga.orchestrator.rewards.base import PendingScores, Reward, RewardContext, RewardSettings, Scores
 
 
-class ModelReward:
-    """A reward model's score at an answer's last token: logit - reward_shift."""
+class RewardModelSettings(RewardSettings):
+    """A reward model: sequence classification with one label."""
 
-    def __init__(self, group: ActorGroup, shift: float, version: str):
-        self.group, self.shift, self.version = group, shift, version
+    type: Literal["model"]
+    """Kind of reward."""
+    path: str
+    """Folder of the reward model, for example `runs/my-rm/export/reward`."""
+
+    @property
+    def model_path(self) -> str | None:
+        """The folder."""
+        return self.path
+
+    def start(self, context: RewardContext) -> Reward:
+        """Return the reward; the model runs in the role `reward`. Raises UserError where no model runs."""
+        if context.groups is None:
+            raise UserError(f"A reward of type `model` cannot be used here: for `{context.phase}` no model is started.")
+        return ModelReward(context.groups, self.path)
+
+
+class ModelReward(Reward):
+    """The shifted score of the reward model in the role `reward`: demonstrations score 0 on average."""
+
+    def __init__(self, groups: Mapping[str, Any], path: str):
+        self.groups, self.version = groups, path
+        # By its name: settings, which this file defines, must load without what reads model folders.
+        self.shift: float = import_object("quadriga.actors.model.folder:reward_shift")(path)
 
     def start(self, samples: list[Sample]) -> PendingScores:
-        """Send the token ids as they are: token in, token out."""
-        return _ModelScores(self.group.forward_scores([s.token_ids for s in samples], "score"), self.shift)
+        """Begin to score; the model works while the caller does something else."""
+        pending = self.groups["reward"].forward_scores([sample.token_ids for sample in samples], "score")
+        return _Shifted(pending, self.shift)
 
 
 @dataclass(frozen=True)
-class _ModelScores:
-    pending: Pending[list[float]]
+class _Shifted:
+    pending: Any
     shift: float
 
     def result(self) -> Scores:
-        values = [score - self.shift for score in self.pending.result()]
-        return Scores(list(values), [{} for _ in values], 0)
+        values: list[float | None] = [score - self.shift for score in self.pending.result()]
+        return Scores(values, [{} for _ in values], 0)

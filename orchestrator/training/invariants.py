@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from quadriga.data.errors import Fault
 from quadriga.data.records import Sample, Tokens
@@ -17,9 +18,7 @@ KL_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02}
 """Largest mean |KL| per token while policy and reference are the same weights."""
 
 
-def engine_agrees(
-    rollout: Sequence[Sequence[float]], trainer: Sequence[Sequence[float]], dtype: str
-) -> dict[str, float]:
+def engine_agrees(rollout: Sequence[ArrayLike], trainer: Sequence[ArrayLike], dtype: str) -> dict[str, float]:
     """Compare the rollout engine's log-probs with the trainer's, token by token; returns mean and max |difference|.
 
     Raises Fault when they are of different weights.

@@ -11,7 +11,7 @@ def vowels(rows: list[dict[str, Any]]) -> list[float]:
 def picky(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
     """As `vowels`, with the length as a part beside it; fails on questions about stones."""
     if any("stone" in row["prompt"][-1]["content"] for row in rows):
-        raise ValueError("stones are not score_samples")
+        raise ValueError("stones are not scored")
     return [
         {"score": score, "length": float(len(row["response"]))} for row, score in zip(rows, vowels(rows), strict=True)
     ]

@@ -21,7 +21,7 @@ from quadriga.orchestrator.chat import chat
 from quadriga.orchestrator.evaluation.evaluate import evaluate_models
 from quadriga.orchestrator.evaluation.metrics import Evaluation
 from quadriga.orchestrator.evaluation.settings import EvaluationPrompts, EvaluationSettings
-from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
+from quadriga.orchestrator.rewards.function import RewardFunctionSettings
 from quadriga.orchestrator.tracking.console import StageProgress
 
 pytestmark = pytest.mark.integration

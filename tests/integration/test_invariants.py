@@ -91,7 +91,7 @@ def test_worker_serves_no_version_but_its_own(ppo: Ppo) -> None:
     for worker in ppo.pool.fleet.workers:  # whatever the pool believes, the worker knows what it holds
         worker.health.version = 7
     with pytest.raises(Fault, match="asked for answers of policy version 7 but holds version 0"):
-        ppo.generate()
+        ppo.source.samples(0)
 
 
 def test_answers_of_another_version_stop_the_step(ppo: Ppo) -> None:

@@ -1,13 +1,15 @@
 """The PPO stage: its settings."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from quadriga.actors.settings import ModelSettings, OptimizerSettings, SamplingSettings
+from quadriga.data.registry import Choice
 from quadriga.data.settings import DataSettings
 from quadriga.orchestrator.algorithms.settings import AlgorithmSettings
-from quadriga.orchestrator.rewards.settings import RewardFunctionSettings, RewardModelSettings, RewardSettings
+from quadriga.orchestrator.rewards.base import RewardSettings
+from quadriga.orchestrator.rewards.registry import REWARDS
 from quadriga.orchestrator.settings import StageBase
 
 
@@ -22,7 +24,7 @@ class PpoStage(StageBase):
     """Policy that KL is measured from; null takes the policy's starting weights."""
     critic: ModelSettings | None = None
     """Model that the critic starts from; null starts it from the reward model (needs `reward.type: model`)."""
-    reward: RewardSettings
+    reward: Annotated[RewardSettings, Choice(REWARDS)]
     """What PPO maximises: a reward model or a function."""
     prompts: DataSettings
     """Prompts to answer; each is used once per epoch."""
@@ -38,16 +40,11 @@ class PpoStage(StageBase):
     """Optimizer of the policy."""
     critic_optimizer: OptimizerSettings = OptimizerSettings(lr=9e-6, schedule="constant")
     """Optimizer of the critic."""
-    gold_reward: RewardFunctionSettings | None = None
+    gold_reward: Annotated[RewardSettings, Choice(REWARDS)] | None = None
     """A second reward that training never sees (Gao et al. 2023), logged beside the first as `reward/gold`; null logs
     none."""
 
     @property
     def reward_path(self) -> str | None:
-        """Folder of the reward model; None when the reward is a function."""
-        return self.reward.path if isinstance(self.reward, RewardModelSettings) else None
-
-    @property
-    def reward_function(self) -> RewardFunctionSettings | None:
-        """Function that is the reward; None when the reward is a model."""
-        return self.reward if isinstance(self.reward, RewardFunctionSettings) else None
+        """Folder of the reward model; None when the reward is not a model."""
+        return self.reward.model_path

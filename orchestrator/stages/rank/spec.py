@@ -1,12 +1,14 @@
 """The ranking stage: its settings."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from quadriga.actors.settings import ModelSettings, SamplingSettings
+from quadriga.data.registry import Choice
 from quadriga.data.settings import DataSettings
-from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
+from quadriga.orchestrator.rewards.base import RewardSettings
+from quadriga.orchestrator.rewards.registry import REWARDS
 from quadriga.orchestrator.settings import StageBase
 
 
@@ -23,8 +25,8 @@ class RankStage(StageBase):
     """Smallest and largest number of answers per prompt; the number is drawn for each prompt."""
     sampling: SamplingSettings = SamplingSettings()
     """How answers are drawn."""
-    annotator: RewardFunctionSettings
-    """Function that scores every answer; answers closer than `tie_margin` are tied."""
+    annotator: Annotated[RewardSettings, Choice(REWARDS)]
+    """Reward that scores every answer; answers closer than `tie_margin` are tied."""
     tie_margin: float = Field(1e-6, ge=0)
     """Difference of scores up to which two answers are tied."""
     earlier_rankings: list[str] = []

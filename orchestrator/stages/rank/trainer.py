@@ -1,6 +1,7 @@
 """Ranking: several answers per prompt from the current policy, ranked: the data of the next reward model."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,7 @@ from quadriga.data.records import Prompt, Ranking, Response, Sample
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.cluster.processes import RolloutPlan, connected, processes
 from quadriga.orchestrator.faults.recovery import Recovery
-from quadriga.orchestrator.rewards.function import score_samples
-from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool
+from quadriga.orchestrator.rewards.base import Reward, RewardContext
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.stages.rank.spec import RankStage
 from quadriga.orchestrator.tracking.console import StageProgress
@@ -56,7 +56,9 @@ class Rank:
                 processes(
                     settings.cluster, [], RolloutPlan(path, longest, load=True), str(self.run.logs_dir), on_loss=losses
                 ) as running,
-                RewardFunctionPool(settings.annotator, self.run.logs_dir / "annotator.log") as annotator,
+                closing(
+                    settings.annotator.start(RewardContext("rank", self.run.logs_dir / "annotator.log"))
+                ) as annotator,
             ):
                 progress.started(len(chunks) - len(due), len(chunks), dashboard, None, running.logs)
                 note_skipped(split.skipped, self.run, progress)
@@ -79,7 +81,7 @@ class Rank:
     def _rank(
         self,
         pool: RolloutPool,
-        annotator: RewardFunctionPool,
+        annotator: Reward,
         prompts: list[Prompt],
         number: int,
         model: str,
@@ -90,17 +92,17 @@ class Rank:
         generator = np.random.default_rng(hash_seed(settings.seed, number))
         counts = [int(count) for count in generator.integers(low, high + 1, len(prompts))]
         samples = pool.generate(prompts, counts, settings.sampling, settings.seed, number, progress.part("sample"))
-        scores = score_samples(annotator, samples, "rank").values
+        scores = annotator.start(samples).result().values
         rankings, start = [], 0
         for prompt, count in zip(prompts, counts, strict=True):
             own = list(zip(samples[start : start + count], scores[start : start + count], strict=True))
             start += count
             scored = _distinct_texts([(sample, score) for sample, score in own if score is not None])
             if len(scored) >= 2:
-                rankings.append(self._ranking(prompt, scored, model))
+                rankings.append(self._ranking(prompt, scored, model, annotator.version))
         return rankings
 
-    def _ranking(self, prompt: Prompt, answers: list[tuple[Sample, float]], model: str) -> Ranking:
+    def _ranking(self, prompt: Prompt, answers: list[tuple[Sample, float]], model: str, rater: str) -> Ranking:
         responses = [
             Response(str(sample.index), sample.text, model=model, logprob=float(sum(sample.rollout_logprobs)))
             for sample, _ in answers
@@ -110,7 +112,7 @@ class Rank:
             messages=prompt.messages,
             responses=responses,
             ranking=tied_groups({str(s.index): score for s, score in answers}, self.settings.tie_margin),
-            rater=self.settings.annotator.function,
+            rater=rater,
             source="ai",
             iteration=self.settings.round,
             meta=dict(prompt.meta),

@@ -19,7 +19,7 @@ from quadriga.orchestrator.evaluation.evaluate import check_same_shape
 from quadriga.orchestrator.evaluation.metrics import Answer, Evaluation, measure
 from quadriga.orchestrator.evaluation.report import base_and_last, evaluate_run, summary
 from quadriga.orchestrator.evaluation.settings import EvaluationPrompts, EvaluationSettings
-from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
+from quadriga.orchestrator.rewards.function import RewardFunctionSettings
 
 KINDS = ("facts", "howto", "harmful", "lookalike")
 SETTINGS = EvaluationSettings(

@@ -13,9 +13,8 @@ import pytest
 
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.records import Prompt, Sample
-from quadriga.orchestrator.rewards.function import score_samples
+from quadriga.orchestrator.rewards.function import RewardFunctionSettings, score_samples
 from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool, RowError, score_of
-from quadriga.orchestrator.rewards.settings import RewardFunctionSettings
 
 MODULE = """
 import ctypes, os, subprocess, sys, time
@@ -201,7 +200,7 @@ def test_a_function_that_fails_on_everything_is_given_up_early(tmp_path: Path) -
         start = time.monotonic()
         results = pool.score(rows(*["hang"] * 400, witness=str(witness)))  # 50 calls of 0.2 s and a restart each
         assert time.monotonic() - start < 10
-        late = RowError("not score_samples: too many others failed")
+        late = RowError("not scored: too many others failed")
         assert results[0] == RowError("timed out after 0.2 s") and results[-1] == late
         assert results.count(late) == 352  # 41 failed are too many: seen after six calls
         with pytest.raises(Fault, match=r"400 of 400 .* The first error: timed out"):
@@ -254,7 +253,7 @@ def test_a_trainer_that_was_killed_leaves_no_process_behind(tmp_path: Path) -> N
     witness = tmp_path / "pid"
     row = {"response": "hang", "meta": {"witness": str(witness)}}
     code = (
-        "from quadriga.orchestrator.rewards.settings import RewardFunctionSettings as Settings\n"
+        "from quadriga.orchestrator.rewards.function import RewardFunctionSettings as Settings\n"
         "from quadriga.orchestrator.rewards.function_pool import RewardFunctionPool\n"
         f"RewardFunctionPool(Settings(type='function', function='judging:hang', timeout=60)).score([{row!r}])"
     )

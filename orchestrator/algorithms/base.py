@@ -1,0 +1,68 @@
+"""Estimator: turns the rewards of a whole batch into advantages; every algorithm is one."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from quadriga.data.settings import Settings
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The action tokens of N samples, laid end to end: what an estimator sees.
+
+    rewards: [T], per token: minus the KL penalty, and on a sample's last token its score. values: [T], of the state in
+    which the token was chosen; None without a critic. scores: [N], clipped and penalised. groups: [N], equal numbers
+    for answers to the same prompt. offsets: [N+1], borders of the samples.
+    """
+
+    rewards: Float64
+    values: Float64 | None
+    scores: Float64
+    groups: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """The number of action tokens per sample, [N]."""
+        return np.diff(self.offsets)
+
+    def totals(self) -> Float64:
+        """Return the sum of each sample's token rewards, [N]: its score minus its KL penalty."""
+        return np.add.reduceat(self.rewards, self.offsets[:-1])
+
+    def per_token(self, numbers: ArrayLike) -> Float64:
+        """Return numbers of samples [N] on each of their tokens, [T]."""
+        return np.repeat(np.asarray(numbers, np.float64), self.lengths)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Advantages [T]; returns [T], which the critic learns, None without one; statistics of the estimator's own."""
+
+    advantages: Float64
+    returns: Float64 | None = None
+    stats: dict[str, float] = field(default_factory=dict)
+
+
+class Estimator(Settings, ABC):
+    """An advantage estimator and its settings: a section with `type: NAME`, or `type: module:Class` for a user's.
+
+    needs_critic: whether it reads a critic's values. needs_group: whether it compares the answers to a prompt, which
+    takes at least two.
+    """
+
+    type: str
+    """Kind of estimator."""
+
+    needs_critic: ClassVar[bool] = False
+    needs_group: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, steps: Steps) -> Estimate:
+        """Return the advantage of every action token of the batch."""

@@ -1,0 +1,7 @@
+"""The advantage estimators by the name in `algorithm.estimator.type`."""
+
+from quadriga.data.registry import Registry
+from quadriga.orchestrator.algorithms.base import Estimator
+from quadriga.orchestrator.algorithms.gae import Gae
+
+ESTIMATORS: Registry[type[Estimator]] = Registry("an advantage estimator", Estimator, {"gae": Gae})

@@ -1,0 +1,105 @@
+"""Updates: epochs of minibatches, in which all trained models step side by side."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quadriga.actors.model.batch import LossPart
+from quadriga.actors.model.group import ActorGroup, Update
+from quadriga.data.loading.batch_order import batch_indices, hash_seed
+from quadriga.kernels.losses.base import Loss
+from quadriga.kernels.statistics import reduce_statistics
+from quadriga.orchestrator.rl.experience import Experience
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss that a model minimises over the samples. name: prefix of its statistics; the main one has none."""
+
+    loss: Loss
+    coefficient: float = 1.0
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model that is trained. terms: what it minimises, all over the same samples, so in one forward pass."""
+
+    role: str
+    terms: Sequence[Term]
+
+    def parts(self, experience: Experience, minibatch: Sequence[int]) -> list[LossPart]:
+        """Return the parts of one optimizer step; their normaliser is the sum of the samples' units."""
+        fields = dict.fromkeys(name for term in self.terms for name in term.loss.fields)
+        elements = experience.elements(minibatch, list(fields))
+        units = float(sum(experience.numbers["units"][i] for i in minibatch))
+        return [LossPart(term.loss, elements, units, term.coefficient, term.name) for term in self.terms]
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """What one optimizer step did. tokens: action tokens in it. units: its normaliser."""
+
+    update: Update
+    tokens: float
+    units: float
+
+
+def minibatches(samples: int, size: int, epochs: int, seed: int, step: int) -> Iterator[list[int]]:
+    """Yield the samples of each optimizer step, ascending; each epoch has an order of its own."""
+    for epoch in range(epochs):
+        order = batch_indices(0, samples, samples, hash_seed(seed, step, epoch))
+        for start in range(0, samples, size):
+            yield sorted(order[start : start + size])
+
+
+def train(
+    trainees: Sequence[Trainee],
+    groups: Mapping[str, ActorGroup],
+    experience: Experience,
+    order: Iterator[list[int]],
+    rates: Mapping[str, float],
+    temperature: float,
+    check_first: Callable[[dict[str, Update]], None],
+) -> dict[str, float]:
+    """Do one optimizer step per minibatch of `order` on every trainee; return their metrics as `role/name`.
+
+    rates: learning rate per role. check_first: called with the updates of the first minibatch, by role.
+    """
+    done: dict[str, list[Minibatch]] = {trainee.role: [] for trainee in trainees}
+    first = True
+    for minibatch in order:
+        tokens = float(sum(sum(experience.samples[i].action_mask) for i in minibatch))
+        units = float(sum(experience.numbers["units"][i] for i in minibatch))
+        pending = {
+            trainee.role: groups[trainee.role].update(
+                trainee.parts(experience, minibatch), rates[trainee.role], temperature
+            )
+            for trainee in trainees
+        }
+        updates = {role: call.result() for role, call in pending.items()}
+        for role, update in updates.items():
+            done[role].append(Minibatch(update, tokens, units))
+        if first:
+            check_first(updates)
+            first = False
+    metrics = {f"{role}/lr": rates[role] for role in done}
+    for role, steps in done.items():
+        metrics |= {f"{role}/{key}": value for key, value in _merged(steps).items()}
+    return metrics
+
+
+def _merged(steps: Sequence[Minibatch]) -> dict[str, float]:
+    """Return the statistics of a model's optimizer steps: the mean gradient norm, means, extremes.
+
+    A loss is divided by the units, any other sum by the number of tokens.
+    """
+    tokens, units = sum(step.tokens for step in steps), sum(step.units for step in steps)
+    sums = reduce_statistics(step.update.stats for step in steps)
+    sums.pop("entropy", None)  # logged from the forward pass, before any update
+    means = {}
+    for name, value in sums.items():
+        extreme, loss = name.endswith(("_max", "_min")), name == "loss" or name.endswith("_loss")
+        means[name] = value if extreme else value / (units if loss else tokens)
+    return {"grad_norm": float(np.mean([step.update.grad_norm for step in steps]))} | means
