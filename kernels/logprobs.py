@@ -13,6 +13,7 @@ def linear_logprobs(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     chunk: int = 256,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the log-softmax of a language-model head at the target tokens, and the whole distribution's entropy.
 
@@ -20,12 +21,13 @@ def linear_logprobs(
     temperature: divides the logits, as it did when the tokens were sampled; must be positive.
     chunk: rows computed at a time; at most [chunk, V] logits exist at once. Backward computes them again.
     The matrix products run in the inputs' dtype (autocast's where it is on), everything after them in float32 or wider.
-    Returns (logprobs [T], entropy [T]) in nats, float32 (float64 for float64 inputs); entropy carries no gradient.
+    entropy_gradient: whether the entropy carries a gradient too; without, a backward pass costs less.
+    Returns (logprobs [T], entropy [T]) in nats, float32 (float64 for float64 inputs).
     Raises ValueError for a temperature that is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    return _LinearLogprobs.apply(hidden, weight, bias, targets, temperature, chunk)
+    return _LinearLogprobs.apply(hidden, weight, bias, targets, temperature, chunk, entropy_gradient)
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -37,7 +39,14 @@ class _LinearLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        chunk: int,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = _compute_dtype(hidden, weight)
         head = weight.to(dtype), None if bias is None else bias.to(dtype), temperature
@@ -49,15 +58,19 @@ class _LinearLogprobs(torch.autograd.Function):
             logprobs[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1) - normaliser[rows]
             probabilities = (logits - normaliser[rows, None]).exp_()
             entropy[rows] = normaliser[rows] - probabilities.mul_(logits).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy if entropy_gradient else None)
         ctx.temperature, ctx.chunk, ctx.dtype = temperature, chunk, dtype
-        ctx.mark_non_differentiable(entropy)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients: with p the softmax, d logprob / d logits = (onehot(target) - p) / temperature."""
-        hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, entropy_grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients, with p the softmax and H its entropy.
+
+        d logprob / d logits = (onehot(target) - p) / temperature; d H / d logits = -p (log p + H) / temperature.
+        """
+        hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
         for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
         head = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype), ctx.temperature
         wide = normaliser.dtype
@@ -67,9 +80,16 @@ class _LinearLogprobs(torch.autograd.Function):
         d_bias = torch.zeros(bias.shape, dtype=wide, device=bias.device) if for_bias else None
         for rows in _chunks(len(targets), ctx.chunk):
             chunk = hidden[rows].to(ctx.dtype)
-            d_logits = (_logits(chunk, *head) - normaliser[rows, None]).exp_().neg_()
+            logp = _logits(chunk, *head) - normaliser[rows, None]
+            d_entropy = None
+            if entropy is not None:
+                d_entropy = -logp.exp() * (logp + entropy[rows, None])
+                d_entropy *= (entropy_grad[rows] / ctx.temperature)[:, None]
+            d_logits = logp.exp_().neg_()
             d_logits.scatter_add_(-1, targets[rows, None], torch.ones_like(d_logits[:, :1]))
             d_logits *= (grad[rows] / ctx.temperature)[:, None]
+            if d_entropy is not None:
+                d_logits += d_entropy
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
             d_logits = d_logits.to(ctx.dtype)
@@ -81,6 +101,7 @@ class _LinearLogprobs(torch.autograd.Function):
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
+            None,
             None,
             None,
             None,

@@ -73,7 +73,10 @@ def scalar_head(model: Any) -> Any:
 
 
 def _replace_lm_head(model: Any) -> None:
-    """Have the head return log-probs and entropies [1, T, 2] for its `request`: target tokens and temperature."""
+    """Have the head return log-probs and entropies [1, T, 2] for its `request`.
+
+    A request is (target tokens, temperature, whether the entropies carry a gradient).
+    """
     import torch
 
     from quadriga.kernels.logprobs import linear_logprobs
@@ -82,9 +85,14 @@ def _replace_lm_head(model: Any) -> None:
     head.request = None
 
     def forward(hidden: Any) -> Any:
-        targets, temperature = head.request
+        targets, temperature, entropy_gradient = head.request
         logprobs, entropy = linear_logprobs(
-            hidden[0], head.weight, targets, bias=getattr(head, "bias", None), temperature=temperature
+            hidden[0],
+            head.weight,
+            targets,
+            bias=getattr(head, "bias", None),
+            temperature=temperature,
+            entropy_gradient=entropy_gradient,
         )
         return torch.stack([logprobs, entropy], dim=-1)[None]
 
@@ -123,11 +131,13 @@ def _gathered(parameters: list[Any]) -> Any:
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
 
 
-def token_logprobs(engine: Any, model: Any, batch: dict[str, Any], temperature: float) -> tuple[Any, Any]:
+def token_logprobs(
+    engine: Any, model: Any, batch: dict[str, Any], temperature: float, entropy_gradient: bool = False
+) -> tuple[Any, Any]:
     """Return (log-probs, entropies), [T] float32 in nats, aligned with a packed batch's tokens; 0 at first tokens."""
     import torch
 
-    model.get_output_embeddings().request = (torch.roll(batch["token_ids"], -1), temperature)
+    model.get_output_embeddings().request = (torch.roll(batch["token_ids"], -1), temperature, entropy_gradient)
     output = engine(**_inputs(batch)).logits[0]
     aligned = torch.where(batch["first"][:, None], 0.0, torch.roll(output, 1, dims=0))
     return aligned[:, 0], aligned[:, 1]

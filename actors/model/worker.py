@@ -169,7 +169,8 @@ class ModelWorker:
     def forward_backward(self, batch: PackedBatch, terms: Sequence[Term], temperature: float) -> dict[str, float]:
         """Accumulate one micro-batch's gradients of all terms; return their statistics."""
         tensors = self._tensors(batch)
-        output = self._output(terms[0].loss.head, tensors, temperature)
+        needs_entropy = any(term.loss.needs_entropy for term in terms)
+        output = self._output(terms[0].loss.head, tensors, temperature, needs_entropy)
         scaled, statistics = [], dict[str, Any]()
         for term in terms:
             total, stats = term.loss(output, tensors)
@@ -287,11 +288,11 @@ class ModelWorker:
             if self.spec.device == "cuda" and "cuda" in state:
                 self.torch.cuda.set_rng_state(state["cuda"])
 
-    def _output(self, head: str, tensors: dict[str, Any], temperature: float) -> dict[str, Any]:
+    def _output(self, head: str, tensors: dict[str, Any], temperature: float, entropy_gradient: bool) -> dict[str, Any]:
         if head == "logprobs":
             from quadriga.actors.model.heads import token_logprobs
 
-            logprobs, entropy = token_logprobs(self.engine.engine, self.model, tensors, temperature)
+            logprobs, entropy = token_logprobs(self.engine.engine, self.model, tensors, temperature, entropy_gradient)
             return {"logprobs": logprobs, "entropy": entropy}
         return {"values": self._values(tensors)} if head == "values" else {"scores": self._scores(tensors)}
 

@@ -52,3 +52,16 @@ def largest(values: Tensor) -> Tensor:
 def entropy_sum(output: Fields, weights: Tensor) -> Stats:
     """Return the summed entropy of the tokens that count, if the model gave one."""
     return {"entropy": selected(output["entropy"].detach(), weights).sum()} if "entropy" in output else {}
+
+
+def sequence_means(values: Tensor, fields: Fields) -> Tensor:
+    """Return, for each token whose weight is not 0, the mean of the values over those of its sequence.
+
+    values: [tokens whose weight is not 0]. fields: the batch's `weights` [T] and `cu_seqlens` [N+1].
+    """
+    borders = fields["cu_seqlens"].to(values.device)
+    sequence = torch.repeat_interleave(borders.diff().long())[fields["weights"] != 0]
+    zeros = values.new_zeros(len(borders) - 1)
+    sums = zeros.index_add(0, sequence, values)
+    counts = zeros.index_add(0, sequence, torch.ones_like(values))
+    return (sums / counts.clamp(min=1.0))[sequence]

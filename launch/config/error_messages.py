@@ -22,6 +22,7 @@ RENAMED = {
     "evaluation.gold": "evaluation.gold_reward",
     "evaluation.prompts.train": "evaluation.prompts.rows",
     "algorithm.gamma": "algorithm.estimator.gamma",
+    "algorithm.clip": "algorithm.loss.clip",
     "algorithm.lam": "algorithm.estimator.lam",
     "algorithm.whiten_rewards": "algorithm.estimator.whiten_rewards",
     "algorithm.whiten_advantages": "algorithm.estimator.whiten_advantages",

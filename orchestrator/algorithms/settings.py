@@ -6,8 +6,16 @@ from pydantic import Field
 
 from quadriga.data.registry import Choice
 from quadriga.data.settings import Settings
+from quadriga.orchestrator.algorithms.aggregation import Aggregation
 from quadriga.orchestrator.algorithms.base import Estimator
 from quadriga.orchestrator.algorithms.gae import Gae
+from quadriga.orchestrator.algorithms.losses import (
+    LOSS_PARTS,
+    POLICY_LOSSES,
+    ClipSettings,
+    PartSettings,
+    PolicyLossSettings,
+)
 from quadriga.orchestrator.algorithms.registry import ESTIMATORS
 
 
@@ -37,8 +45,13 @@ class AlgorithmSettings(Settings):
 
     estimator: Annotated[Estimator, Choice(ESTIMATORS)] = Gae()
     """Advantage estimator, chosen by `type`."""
-    clip: float = Field(0.2, gt=0)
-    """Distance from 1 beyond which a probability ratio earns nothing more."""
+    loss: Annotated[PolicyLossSettings, Choice(POLICY_LOSSES)] = ClipSettings()
+    """Surrogate that the policy minimises, chosen by `type`."""
+    parts: list[Annotated[PartSettings, Choice(LOSS_PARTS)]] = []
+    """Further parts of the policy's loss, each chosen by `type`."""
+    aggregation: Aggregation = "token"
+    """How token losses become one: `token`, their mean over the minibatch; `sequence`, the mean over answers of their
+    means; `constant`, their sum per answer over the longest possible answer, so that no length is favoured."""
     value_clip: float | None = Field(0.2, gt=0)
     """Largest change of a value per update that the value loss rewards; null does not clip."""
     kl: KLSettings = KLSettings()

@@ -16,7 +16,6 @@ from quadriga.actors.model.heads import ModelSpec, scalar_spec
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import Lost, UserError
 from quadriga.data.records import Prompt
-from quadriga.kernels.losses.policy import PolicyClip
 from quadriga.kernels.losses.value import ValueClip
 from quadriga.orchestrator.algorithms.aggregation import token_weights
 from quadriga.orchestrator.algorithms.kl import KLController
@@ -141,9 +140,11 @@ class Ppo(TrainingStage):
         )
         self.reward = self._start(settings.reward, "score", "reward.log")
         self.gold = self._start(settings.gold_reward, "gold", "gold.log") if settings.gold_reward else None
-        self.trainees = [Trainee("actor", [Term(PolicyClip(settings.algorithm.clip))])]
+        algorithm = settings.algorithm
+        parts = [Term(part.build(), part.coefficient, part.name) for part in algorithm.parts]
+        self.trainees = [Trainee("actor", [Term(algorithm.loss.build()), *parts])]
         if self.has_critic:
-            self.trainees.append(Trainee("critic", [Term(ValueClip(settings.algorithm.value_clip))]))
+            self.trainees.append(Trainee("critic", [Term(ValueClip(algorithm.value_clip))]))
 
     def sync_after_restore(self) -> None:
         """Initialise the KL controller, and push the current weights to the engines, which start without any."""
@@ -210,7 +211,7 @@ class Ppo(TrainingStage):
         """Run the epochs of minibatches; actor and critic train at the same time."""
         settings, algorithm, step = self.settings, self.settings.algorithm, self.state.step
         masks = [sample.action_mask for sample in experience.samples]
-        weights, units = token_weights(masks, "token", settings.sampling.max_tokens)
+        weights, units = token_weights(masks, algorithm.aggregation, settings.sampling.max_tokens)
         experience.add({"weights": weights})
         experience.add_numbers("units", units)
         rates = {
