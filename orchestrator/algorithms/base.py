@@ -36,6 +36,38 @@ class Steps:
         """Return the sum of each sample's token rewards, [N]: its score minus its KL penalty."""
         return np.add.reduceat(self.rewards, self.offsets[:-1])
 
+    def group_sums(self, numbers: ArrayLike) -> Float64:
+        """Return, for each sample, the sum of the numbers [N] of all samples of its group, [N]."""
+        return np.bincount(self.groups, np.asarray(numbers, np.float64))[self.groups]
+
+    def group_sizes(self) -> NDArray[np.int64]:
+        """Return, for each sample, the number of samples of its group, [N]."""
+        return np.bincount(self.groups)[self.groups]
+
+    def group_means(self, numbers: ArrayLike) -> Float64:
+        """Return, for each sample, the mean of the numbers [N] of its group, [N]."""
+        return self.group_sums(numbers) / self.group_sizes()
+
+    def differs(self, numbers: ArrayLike) -> NDArray[np.bool_]:
+        """Return, for each sample, whether the numbers [N] of its group are not all equal, [N]."""
+        numbers = np.asarray(numbers, np.float64)
+        low, high = np.full(self.groups.max() + 1, np.inf), np.full(self.groups.max() + 1, -np.inf)
+        np.minimum.at(low, self.groups, numbers)
+        np.maximum.at(high, self.groups, numbers)
+        return (high > low)[self.groups]
+
+    def group_stats(self) -> dict[str, float]:
+        """Return the numbers of groups, of groups of one sample, and of larger ones whose totals are all equal."""
+        sizes = np.bincount(self.groups)
+        equal = np.ones(len(sizes), bool)
+        equal[self.groups] = ~self.differs(self.totals())
+        single = sizes == 1
+        return {
+            "groups": float(len(sizes)),
+            "groups_single": float(single.sum()),
+            "groups_equal": float((equal & ~single).sum()),
+        }
+
     def per_token(self, numbers: ArrayLike) -> Float64:
         """Return numbers of samples [N] on each of their tokens, [T]."""
         return np.repeat(np.asarray(numbers, np.float64), self.lengths)

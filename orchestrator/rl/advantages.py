@@ -27,7 +27,8 @@ def add_advantages(experience: Experience, settings: AlgorithmSettings, kl_coeff
     Statistics: `score` (mean, `_std`, `_min`, `_max`; as given), `reward` (sum of a sample's token rewards, mean over
     samples), `kl` (mean over action tokens) and `kl_per_sample` (mean over samples of their sums), both with the
     estimator that is trained on, `ended` (share), `action_tokens`, `advantage_mean` and `_std` (before whitening), and
-    with a critic `return` (`_mean`, `_std`), `value_mean` and `explained_variance`.
+    with a critic `return` (`_mean`, `_std`), `value_mean` and `explained_variance`, and with an estimator that compares
+    the answers to a prompt `groups`, `groups_single` and `groups_equal`, which teach nothing.
 
     Raises Fault when there is no sample, a number is not finite or a sample has no action token to carry its score.
     """
@@ -42,7 +43,8 @@ def add_advantages(experience: Experience, settings: AlgorithmSettings, kl_coeff
     if estimator.needs_critic and "old_values" not in experience.columns:
         raise Fault(f"the estimator {estimator.type!r} needs a critic's values", phase="advantages")
     values = experience.flat("old_values") if estimator.needs_critic else None
-    found = estimator(Steps(rewards, values, shaped, experience.groups(), offsets))
+    steps = Steps(rewards, values, shaped, experience.groups(), offsets)
+    found = estimator(steps)
     experience.add({"advantages": experience.spread(found.advantages), "token_rewards": experience.spread(rewards)})
     stats = {
         "score": float(scores.mean()),
@@ -61,6 +63,8 @@ def add_advantages(experience: Experience, settings: AlgorithmSettings, kl_coeff
         experience.add({"returns": experience.spread(found.returns)})
         stats |= {"return_mean": float(found.returns.mean()), "return_std": float(found.returns.std())}
         stats |= {"value_mean": float(values.mean()), "explained_variance": explained_variance(values, found.returns)}
+    if estimator.needs_group:
+        stats |= steps.group_stats()
     return stats | found.stats
 
 

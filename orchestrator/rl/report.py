@@ -28,10 +28,24 @@ def policy_metrics(stats: Mapping[str, float], kl_coefficient: float) -> dict[st
         "actor/kl_coefficient": kl_coefficient,
         "actor/advantage_std": stats["advantage_std"],
     }
+    for key in ("groups_single", "groups_equal"):
+        if key in stats:
+            metrics |= {f"reward/{key}": stats[key]}
     if "explained_variance" in stats:
         metrics |= {"critic/explained_variance": stats["explained_variance"]}
         metrics |= {"critic/value_mean": stats["value_mean"], "critic/return_mean": stats["return_mean"]}
     return metrics
+
+
+def silent_groups(stats: Mapping[str, float]) -> str | None:
+    """Return a sentence about the prompts whose answers teach nothing in this step, None if there are none."""
+    single, equal = int(stats.get("groups_single", 0)), int(stats.get("groups_equal", 0))
+    if not single and not equal:
+        return None
+    return (
+        f"of {stats['groups']:.0f} prompts, {equal} have answers of equal reward and {single} a single answer: they "
+        "teach nothing (reward/groups_equal, reward/groups_single)"
+    )
 
 
 def rollout_metrics(samples: Sequence[Sample], timings: Mapping[str, float]) -> dict[str, float]:

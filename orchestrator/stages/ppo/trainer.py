@@ -32,6 +32,7 @@ from quadriga.orchestrator.rl.report import (
     reward_metrics,
     rollout_metrics,
     sample_rows,
+    silent_groups,
 )
 from quadriga.orchestrator.rl.sources import OnPolicy, SampleSource
 from quadriga.orchestrator.rl.updates import Term, Trainee, minibatches, train
@@ -69,6 +70,8 @@ class Ppo(TrainingStage):
     reward: Reward
     gold: Reward | None
     trainees: list[Trainee]
+    mentioned: bool
+    """Whether prompts that teach nothing have been mentioned in this attempt."""
 
     # Set by `sync_after_restore`.
     kl: KLController
@@ -140,6 +143,7 @@ class Ppo(TrainingStage):
         )
         self.reward = self._start(settings.reward, "score", "reward.log")
         self.gold = self._start(settings.gold_reward, "gold", "gold.log") if settings.gold_reward else None
+        self.mentioned = False
         algorithm = settings.algorithm
         parts = [Term(part.build(), part.coefficient, part.name) for part in algorithm.parts]
         self.trainees = [Trainee("actor", [Term(algorithm.loss.build()), *parts])]
@@ -177,6 +181,7 @@ class Ppo(TrainingStage):
             scored = [value is not None for value in scores.values]
             learned = experience.keep(scored)
             stats = add_advantages(learned, self.settings.algorithm, self.kl.coefficient)
+            self.mention(silent_groups(stats))
             if self.state.step == 0 and self.starts_as_reference:
                 invariants.start_kl_is_zero(stats["kl"], self.dtype)
         with self.timed("update"):
@@ -243,6 +248,12 @@ class Ppo(TrainingStage):
             scores = self.gold.start(experience.samples).result()
         experience.add_numbers("gold", scores.values)
         return scores
+
+    def mention(self, sentence: str | None) -> None:
+        """Show a sentence about this step, the first time in this attempt; the metrics have all of them."""
+        if sentence is not None and not self.mentioned:
+            self.mentioned = True
+            self.progress.note(f"  step {self.state.step + 1}: {sentence}")
 
     def metrics(self, experience: Experience, scores: Scores, stats: dict[str, float]) -> dict[str, float]:
         """Return the metrics of a step besides its losses: reward, KL, lengths, speed."""
