@@ -34,11 +34,12 @@ class Steps:
 
     def totals(self) -> Float64:
         """Return the sum of each sample's token rewards, [N]: its score minus its KL penalty."""
-        return np.add.reduceat(self.rewards, self.offsets[:-1])
+        number = np.repeat(np.arange(len(self.scores)), self.lengths)
+        return np.bincount(number, self.rewards, len(self.scores)).astype(np.float64)
 
     def group_sums(self, numbers: ArrayLike) -> Float64:
         """Return, for each sample, the sum of the numbers [N] of all samples of its group, [N]."""
-        return np.bincount(self.groups, np.asarray(numbers, np.float64))[self.groups]
+        return np.bincount(self.groups, np.asarray(numbers, np.float64)).astype(np.float64)[self.groups]
 
     def group_sizes(self) -> NDArray[np.int64]:
         """Return, for each sample, the number of samples of its group, [N]."""
