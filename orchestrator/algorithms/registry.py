@@ -2,7 +2,10 @@
 
 from quadriga.data.registry import Registry
 from quadriga.orchestrator.algorithms.base import Estimator
+from quadriga.orchestrator.algorithms.dr_grpo import DrGrpo
 from quadriga.orchestrator.algorithms.gae import Gae
 from quadriga.orchestrator.algorithms.grpo import Grpo
 
-ESTIMATORS: Registry[type[Estimator]] = Registry("an advantage estimator", Estimator, {"gae": Gae, "grpo": Grpo})
+ESTIMATORS: Registry[type[Estimator]] = Registry(
+    "an advantage estimator", Estimator, {"gae": Gae, "grpo": Grpo, "dr_grpo": DrGrpo}
+)
