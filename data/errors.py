@@ -9,6 +9,9 @@
 Exceptions that never leave the file that raises them are declared there.
 """
 
+import difflib
+from collections.abc import Iterable
+
 INTERRUPTED = 130
 """Exit code of a command that the user stopped: 128 + SIGINT, as shells have it."""
 
@@ -42,3 +45,10 @@ class Lost(Fault):
 
 class ProcessDied(Lost):
     """A process is gone for certain."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence about an unknown name: `; did you mean `x`?`, or all known names if none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean `{close[0]}`?" if close else f"; choose from {', '.join(f'`{item}`' for item in known)}."

@@ -2,16 +2,19 @@
 
 import contextlib
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
 from quadriga.data.errors import Fault, UserError
+from quadriga.data.registry import import_object
 from quadriga.data.rundir import RunDir, Status
 from quadriga.data.secrets import without_secrets
 from quadriga.orchestrator.config_changes import altering_changes, refused
+from quadriga.orchestrator.settings import StageBase
+from quadriga.orchestrator.stages.registry import spec_of
 from quadriga.orchestrator.tracking.console import StageProgress, stage_progress
 from quadriga.orchestrator.tracking.tracker import Replay
 
@@ -20,7 +23,15 @@ PACKAGES = ("torch", "transformers", "deepspeed", "ray", "wandb")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
-def run_stage(settings: Any, run_dir: RunDir, allowed: Sequence[str] = ()) -> bool:
+class Trainer(Protocol):
+    """What runs a stage."""
+
+    def execute(self, progress: StageProgress, replay: Replay) -> bool:
+        """Run to the end, or to a clean stop. Return True when the stage is finished, False when it was stopped."""
+        ...
+
+
+def run_stage(settings: StageBase, run_dir: RunDir, allowed: Sequence[str] = ()) -> bool:
     """Run one stage in its directory; return True if it is finished, now or before, and False if it was stopped.
 
     allowed: keys that may have changed although they alter training.
@@ -29,9 +40,7 @@ def run_stage(settings: Any, run_dir: RunDir, allowed: Sequence[str] = ()) -> bo
     with stage_progress(settings.stage, settings.name, run_dir.path) as progress:
         changes = _changes(settings, run_dir)
         finished = run_dir.read_run().get("status") == "finished"
-        has_results = (
-            finished or run_dir.checkpoint_steps() or (settings.stage == "rank" and any(run_dir.samples_dir.iterdir()))
-        )
+        has_results = finished or spec_of(settings).has_results(run_dir)
         if has_results and (differing := refused(changes, allowed)):
             listed = "; ".join(f"`{key}` was {old!r} and is {new!r}" for key, (old, new) in differing.items())
             raise UserError(
@@ -44,7 +53,7 @@ def run_stage(settings: Any, run_dir: RunDir, allowed: Sequence[str] = ()) -> bo
         return _attempt(run_dir, settings, progress, "forget" if changes else "exact")
 
 
-def _changes(settings: Any, run_dir: RunDir) -> dict[str, tuple[Any, Any]]:
+def _changes(settings: StageBase, run_dir: RunDir) -> dict[str, tuple[Any, Any]]:
     """Return the changes since the previous attempt that alter training: `key.path` -> (old, new)."""
     if not run_dir.config_path.is_file():
         return {}
@@ -52,12 +61,12 @@ def _changes(settings: Any, run_dir: RunDir) -> dict[str, tuple[Any, Any]]:
     return altering_changes(before, without_secrets(settings.model_dump(mode="json")))
 
 
-def _attempt(run_dir: RunDir, settings: Any, progress: StageProgress, replay: Replay) -> bool:
+def _attempt(run_dir: RunDir, settings: StageBase, progress: StageProgress, replay: Replay) -> bool:
     """Run the stage and record the attempt; return whether it finished."""
     run_dir.start_attempt(versions())
     run_dir.write_config(settings.model_dump(mode="json"))
     with failure_recorded(run_dir):
-        finished = _stage(settings, run_dir).execute(progress, replay)
+        finished = trainer_class(settings)(settings, run_dir).execute(progress, replay)
     run_dir.end_attempt("finished" if finished else "interrupted")
     return finished
 
@@ -98,16 +107,16 @@ def _record(run_dir: RunDir, error: BaseException) -> None:
         run_dir.end_attempt(status, text)
 
 
-def _stage(settings: Any, run_dir: RunDir) -> Any:
-    """Return the stage object for these settings. Imports the heavy modules that it needs."""
-    from quadriga.orchestrator.stages.ppo.trainer import Ppo
-    from quadriga.orchestrator.stages.pretrain.trainer import Pretrain
-    from quadriga.orchestrator.stages.rank.trainer import Rank
-    from quadriga.orchestrator.stages.reward_model.trainer import Reward
-    from quadriga.orchestrator.stages.sft.trainer import Sft
+def trainer_class(settings: StageBase) -> Callable[[StageBase, RunDir], Trainer]:
+    """Return the class of a stage's trainer. Imports the heavy modules that it needs.
 
-    stages: Mapping[str, Any] = {cls.stage: cls for cls in (Pretrain, Sft, Reward, Rank, Ppo)}
-    return stages[settings.stage](settings, run_dir)
+    Raises UserError if it cannot be imported.
+    """
+    try:
+        found: Callable[[StageBase, RunDir], Trainer] = import_object(spec_of(settings).trainer)
+    except ValueError as error:
+        raise UserError(f"The trainer of `stage: {settings.stage}` cannot be used: {error}.") from error
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -45,13 +45,15 @@ class ResolvedModel:
 
     @property
     def reward(self) -> str | None:
-        """The folder of the reward model of its run's newest PPO stage; None if there is none or it was removed."""
-        return _existing(_path(self._ppo, "reward"))
+        """The folder of the reward model that its run's newest stage was trained against; None if there is none or it
+        was removed."""
+        return _existing(_path(self._newest_with("reference"), "reward"))
 
     @property
     def reference(self) -> str | None:
         """The folder of the model from which that stage measured KL; None as `reward`."""
-        return _existing(_path(self._ppo, "reference") or _path(self._ppo, "policy"))
+        config = self._newest_with("reference")
+        return _existing(_path(config, "reference") or _path(config, "policy"))
 
     @property
     def _pipeline(self) -> RunDir | None:
@@ -61,13 +63,13 @@ class ResolvedModel:
         above = [self.run, RunDir(self.run.path.parent.parent)]
         return next((run for run in above if self._config(run).get("stage") == "pipeline"), None)
 
-    @property
-    def _ppo(self) -> dict[str, Any]:
+    def _newest_with(self, key: str) -> dict[str, Any]:
+        """Return the config of the newest stage that has a key, null or not; empty without one."""
         if self.run is None:
             return {}
         pipeline = self._pipeline
         runs = [self.run, *(reversed(stage_runs(pipeline.path)) if pipeline else [])]
-        return next((config for run in runs if (config := self._config(run)).get("stage") == "ppo"), {})
+        return next((config for run in runs if key in (config := self._config(run))), {})
 
     @staticmethod
     def _config(run: RunDir) -> dict[str, Any]:

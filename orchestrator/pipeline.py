@@ -11,39 +11,32 @@ from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.attempt import failure_recorded, run_stage, versions
 from quadriga.orchestrator.cluster.processes import connected
 from quadriga.orchestrator.pipeline_settings import PipelineStage, StageEntry
+from quadriga.orchestrator.settings import StageBase
+from quadriga.orchestrator.stages.base import StageSpec
+from quadriga.orchestrator.stages.registry import spec_named, spec_of
 
-OUTPUTS = {
-    "pretrain": {"policy": "export/policy"},
-    "sft": {"policy": "export/policy"},
-    "rank": {"rankings": "export/rankings.jsonl"},
-    "reward": {"reward": "export/reward"},
-    "ppo": {"policy": "export/policy", "critic": "export/critic"},
-}
-"""Stage -> output -> its path in the stage's run directory."""
-
-LISTS = ("earlier_rankings",)
-"""Inputs that take a list of paths, which is empty in the first round."""
+Build = Callable[[Mapping[str, Any], Mapping[str, Any]], StageBase]
+"""(a stage's raw config, its inputs by `key.path`) -> the validated stage."""
 
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """A finished stage of the pipeline: its entry's name, its kind (`stage:`), its round and its run directory."""
+    """A finished stage of the pipeline: its entry's name, its kind, its round and its run directory."""
 
     name: str
-    stage: str
+    spec: StageSpec[Any]
     round: int
     run: RunDir
 
     def output(self, name: str) -> str:
         """Return the path of one of its outputs."""
-        return str(self.run.path / OUTPUTS[self.stage][name])
+        return str(self.run.path / self.spec.outputs[name])
 
 
-def run_pipeline(pipeline: PipelineStage, run: RunDir, build: Callable[..., Any], allowed: Sequence[str] = ()) -> int:
+def run_pipeline(pipeline: PipelineStage, run: RunDir, build: Build, allowed: Sequence[str] = ()) -> int:
     """Run every stage in order, on one Ray cluster; return the exit code.
 
-    build: (stage's raw config, inputs by `key.path`) -> validated stage. allowed: as in `run`.
-    Raises the exception of a stage that fails; earlier stages stay finished.
+    allowed: as in `run`. Raises the exception of a stage that fails; earlier stages stay finished.
     """
     run.start_attempt(versions())
     run.write_config(pipeline.model_dump(mode="json"))
@@ -55,7 +48,7 @@ def run_pipeline(pipeline: PipelineStage, run: RunDir, build: Callable[..., Any]
             if not run_stage(settings, RunDir.create(folder), allowed):
                 run.end_attempt("interrupted")
                 return INTERRUPTED
-            done.append(FinishedStage(entry.name, settings.stage, round_, RunDir(folder)))
+            done.append(FinishedStage(entry.name, spec_of(settings), round_, RunDir(folder)))
         publish_results(run, done)
         _evaluate(pipeline, run, done)
     run.end_attempt("finished")
@@ -72,19 +65,21 @@ def schedule(pipeline: PipelineStage) -> Iterator[tuple[int, StageEntry]]:
 def resolve_inputs(entry: StageEntry, done: list[FinishedStage]) -> dict[str, Any]:
     """Return an entry's inputs as `key.path` -> path of the newest output of that name.
 
-    Of a list of names, the first that has an output counts; a key in `LISTS` gets a list of at most one path.
+    Of a list of names, the first that has an output counts; a key in `list_inputs` of the stage gets a list of at most
+    one path.
     Raises UserError if an input does not name the output of an earlier stage.
     """
     resolved: dict[str, Any] = {}
+    lists = spec_named(str(entry.config.get("stage"))).list_inputs
     for key, wanted in entry.inputs.items():
         names = [wanted] if isinstance(wanted, str) else wanted
         found = [path for name in names for path in _outputs(name, done)[:1]]
-        if key in LISTS:
+        if key in lists:
             resolved[key] = _outputs(names[0], done)[:1]
         elif found:
             resolved[key] = found[0]
         else:
-            available = ", ".join(f"{d.name}.{output}" for d in done for output in OUTPUTS[d.stage]) or "none"
+            available = ", ".join(f"{d.name}.{output}" for d in done for output in d.spec.outputs) or "none"
             raise UserError(f"Stage {entry.name}: input {key} needs {' or '.join(names)}; available: {available}.")
     return resolved
 
@@ -92,7 +87,7 @@ def resolve_inputs(entry: StageEntry, done: list[FinishedStage]) -> dict[str, An
 def publish_results(run: RunDir, done: list[FinishedStage]) -> None:
     """Copy the newest policy, critic and reward model to the pipeline's own export/."""
     for name in ("policy", "critic", "reward"):
-        newest = [d for d in done if name in OUTPUTS[d.stage]]
+        newest = [d for d in done if name in d.spec.outputs]
         if newest:
             replace_folder(newest[-1].output(name), run.export_dir / name)
 
@@ -100,7 +95,7 @@ def publish_results(run: RunDir, done: list[FinishedStage]) -> None:
 def _outputs(name: str, done: list[FinishedStage]) -> list[str]:
     """Return the paths of all outputs called `<entry>.<output>`, newest first."""
     entry, _, output = name.partition(".")
-    return [d.output(output) for d in reversed(done) if d.name == entry and output in OUTPUTS[d.stage]]
+    return [d.output(output) for d in reversed(done) if d.name == entry and output in d.spec.outputs]
 
 
 def _settings(
@@ -109,16 +104,15 @@ def _settings(
     round_: int,
     folder: Path,
     done: list[FinishedStage],
-    build: Callable[..., Any],
-) -> Any:
+    build: Build,
+) -> StageBase:
     """Build an entry's stage settings: its config, inputs, run directory, seed of the round, and W&B group."""
     inputs = resolve_inputs(entry, done)
     config: dict[str, Any] = dict(entry.config)
     config["run_dir"] = str(folder)
     # Each round draws different prompts and samples.
     config["seed"] = int(config.get("seed", pipeline.seed)) + 1000 * max(0, round_ - 1)
-    if config.get("stage") == "rank":
-        config["round"] = max(1, round_)
+    config |= spec_named(str(config.get("stage"))).round_settings(round_)
     tracking: Mapping[str, Any] = config.get("tracking") or {}
     config["tracking"] = {"group": pipeline.name, **{k: v for k, v in tracking.items() if v is not None}}
     return build(config, inputs)
@@ -130,9 +124,9 @@ def _evaluate(pipeline: PipelineStage, run: RunDir, done: list[FinishedStage]) -
         return
     from quadriga.orchestrator.evaluation.report import summary
 
-    policies = [d for d in done if "policy" in OUTPUTS[d.stage]]
+    policies = [d for d in done if "policy" in d.spec.outputs]
     stages = [(label(d, policies), d.output("policy"), _seconds(d.run)) for d in policies]
-    rewards = [d.output("reward") for d in done if d.stage == "reward"]
+    rewards = [d.output("reward") for d in done if "reward" in d.spec.outputs]
     summary(run, stages, rewards[-1] if rewards else None, pipeline.evaluation, pipeline.cluster, pipeline.seed)
 
 

@@ -44,3 +44,8 @@ class PipelineStage(Settings):
     """Defaults of `tracking` for every stage."""
     cluster: ClusterSettings = ClusterSettings()
     """Defaults of `cluster` for every stage."""
+
+    @property
+    def entries(self) -> list[StageEntry]:
+        """All stages, those that run once first."""
+        return [*self.stages, *self.repeat]

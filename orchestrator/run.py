@@ -1,16 +1,16 @@
 """`quadriga run`: runs a stage or a pipeline from its validated config."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from quadriga.data.errors import INTERRUPTED
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.attempt import run_stage
-from quadriga.orchestrator.pipeline import run_pipeline
+from quadriga.orchestrator.pipeline import Build, run_pipeline
 from quadriga.orchestrator.pipeline_settings import PipelineStage
+from quadriga.orchestrator.stages.registry import AnyStage
 
 
-def run(stage: Any, build: Callable[..., Any] | None = None, allowed: Sequence[str] = ()) -> int:
+def run(stage: AnyStage, build: Build | None = None, allowed: Sequence[str] = ()) -> int:
     """Run a validated stage or pipeline to its end; return the exit code (0 finished, 130 stopped cleanly).
 
     A finished run is left as it is. build: makes a stage from a pipeline entry's config and inputs; needed for a

@@ -107,6 +107,8 @@ class TrackingSettings(Settings):
 class StageBase(Settings):
     """Keys that every stage has."""
 
+    stage: str
+    """Kind of stage: one of ours by its name, or a user's as `module:SPEC`."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run: letters, digits, dots, dashes and underscores."""
     run_dir: str | None = None

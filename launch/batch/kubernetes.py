@@ -10,6 +10,7 @@ from rich.console import Console
 from quadriga.actors.launcher_settings import KubernetesSettings, PodSettings
 from quadriga.data.errors import UserError
 from quadriga.launch.batch.submission import config_text, fingerprint, job_name, run_dir, submit
+from quadriga.orchestrator.stages.registry import AnyStage
 
 CONFIG = "/etc/quadriga"
 """Folder of config.yaml in the pods."""
@@ -20,13 +21,14 @@ IMAGE_GROUP = 1000
 """Group of the user in Quadriga's Dockerfile, which owns the volumes."""
 
 
-def kubernetes_files(stage: Any) -> dict[str, str]:
+def kubernetes_files(stage: AnyStage) -> dict[str, str]:
     """Return the text per file name: one YAML file with a ConfigMap of the resolved config and the RayJob.
 
     The names of both objects hold a fingerprint, so that applying another config never changes a running job, and
     applying the same one again has no effect. Raises UserError when the run directory is not on the shared volume.
     """
-    settings: KubernetesSettings = stage.cluster.kubernetes
+    settings = stage.cluster.kubernetes
+    assert settings is not None
     where = Path(settings.mount) / run_dir(stage)
     if not where.is_relative_to(settings.mount):
         raise UserError(
@@ -63,7 +65,7 @@ def kubernetes_files(stage: Any) -> dict[str, str]:
     return {f"{name}.yaml": documents}
 
 
-def launch_kubernetes(stage: Any, console: Console, dry_run: bool, folder: Path) -> int:
+def launch_kubernetes(stage: AnyStage, console: Console, dry_run: bool, folder: Path) -> int:
     """Write the YAML file into `folder`, apply it with kubectl and return the exit code.
 
     dry_run: print the file and the command instead. Raises UserError when kubectl is missing or fails.

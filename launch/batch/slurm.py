@@ -3,23 +3,24 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from quadriga.actors.launcher_settings import SlurmSettings
 from quadriga.launch.batch.submission import config_text, fingerprint, job_name, run_dir, submit
+from quadriga.orchestrator.stages.registry import AnyStage
 
 SCRIPT = Path(__file__).with_name("job.sh")
 """Body of the job's script. It needs the variables that `slurm_files` sets above it."""
 
 
-def slurm_files(stage: Any, folder: Path) -> dict[str, str]:
+def slurm_files(stage: AnyStage, folder: Path) -> dict[str, str]:
     """Return the text per file name: of the resolved config and of the sbatch script, which expects both in `folder`.
 
     The names hold a fingerprint of the content, so that launching another config never changes a queued job's files.
     """
-    settings: SlurmSettings = stage.cluster.slurm
+    settings = stage.cluster.slurm
+    assert settings is not None
     where = run_dir(stage).absolute()
     config = config_text(stage, where)
     config_name = f"config-{fingerprint(config)}.yaml"
@@ -52,7 +53,7 @@ def slurm_files(stage: Any, folder: Path) -> dict[str, str]:
     return {config_name: config, f"job-{fingerprint(script)}.sh": script}
 
 
-def launch_slurm(stage: Any, console: Console, dry_run: bool, folder: Path) -> int:
+def launch_slurm(stage: AnyStage, console: Console, dry_run: bool, folder: Path) -> int:
     """Write the job's files into `folder`, on storage that all nodes see, submit the job and return the exit code.
 
     dry_run: print the files and the command instead. Relative paths in the config start at the current directory, in
@@ -65,7 +66,7 @@ def launch_slurm(stage: Any, console: Console, dry_run: bool, folder: Path) -> i
     return submit(console, files, folder, command, dry_run, "Launch on a login node of the Slurm cluster")
 
 
-def _sbatch_options(stage: Any, settings: SlurmSettings) -> list[str]:
+def _sbatch_options(stage: AnyStage, settings: SlurmSettings) -> list[str]:
     named = {"partition": settings.partition, "account": settings.account, "time": settings.time}
     return [
         f"--job-name={job_name(stage, 64)}",

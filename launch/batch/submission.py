@@ -7,26 +7,26 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
 
 from quadriga.data.errors import UserError
 from quadriga.launch.config.load import resolved
+from quadriga.orchestrator.stages.registry import AnyStage
 
 
-def config_text(stage: Any, run_dir: Path) -> str:
+def config_text(stage: AnyStage, run_dir: Path) -> str:
     """Return the resolved config as YAML with this run directory: later edits of its source do not change it."""
     return yaml.safe_dump(resolved(stage) | {"run_dir": str(run_dir)}, sort_keys=False, allow_unicode=True)
 
 
-def run_dir(stage: Any) -> Path:
+def run_dir(stage: AnyStage) -> Path:
     """Return the run directory of the config, which may be relative."""
     return Path(stage.run_dir or f"runs/{stage.name}").expanduser()
 
 
-def job_name(stage: Any, longest: int) -> str:
+def job_name(stage: AnyStage, longest: int) -> str:
     """Return the run's name reduced to a-z, 0-9 and inner dashes, with at most `longest` characters."""
     plain = re.sub(r"[^a-z0-9]+", "-", stage.name.lower()).strip("-")
     return plain[:longest].rstrip("-") or "quadriga"

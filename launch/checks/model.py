@@ -11,12 +11,11 @@ from typing import Any
 from quadriga.actors.model.folder import check_reward_head, read_config
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import UserError
+from quadriga.data.records import Prompt
+from quadriga.data.registry import import_object
 from quadriga.data.settings import DataSettings, Source
 from quadriga.launch.config.load import is_placeholder
-from quadriga.orchestrator.stages.pretrain.spec import PretrainStage
-from quadriga.orchestrator.stages.registry import GeneratingStage
-from quadriga.orchestrator.stages.reward_model.spec import RewardStage
-from quadriga.orchestrator.stages.sft.spec import SftStage
+from quadriga.orchestrator.stages.base import StageData
 
 SAMPLE_ROWS = 200
 """Rows per source that the checks read; the run itself reads all rows before it starts a process."""
@@ -164,28 +163,24 @@ def made_later(data: DataSettings) -> bool:
     return any(is_placeholder(source.path or "") for source in [*data.train, *data.heldout])
 
 
-def check_data(stage: Any, folder: str) -> str:
+def check_data(data: StageData, seed: int, folder: str) -> str:
     """Check that the first rows of every source can be tokenized. folder: the tokenizer's."""
-    from quadriga.data.loading import datasets
     from quadriga.data.tokens.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
-    if isinstance(stage, GeneratingStage):
-        prompts = datasets.load_prompts(few_rows(stage.prompts), tokenizer, stage.seed)
-        longest = max(len(prompt.token_ids) for prompt in prompts.train)
-        return f"prompts read: {len(prompts.train)} of a sample, up to {longest} tokens"
-    rows: datasets.Split[Any]
-    if isinstance(stage, PretrainStage):
-        rows = datasets.load_documents(few_rows(stage.data), tokenizer, stage.seed)
-    elif isinstance(stage, SftStage):
-        rows = datasets.load_demonstrations(few_rows(stage.data), tokenizer, stage.seed)
-    elif isinstance(stage, RewardStage):
-        rows = datasets.load_rankings(few_rows(stage.data), tokenizer, stage.seed)
-        if stage.demonstrations is not None:
-            datasets.load_demonstrations(few_rows(stage.demonstrations), tokenizer, stage.seed)
-    else:
-        raise TypeError(f"no loader is known for the data of {type(stage).__name__}")
-    return f"data read: {len(rows.train)} rows of a sample, {len(rows.skipped)} left out"
+    rows = load_rows(data, few_rows(data.source), load_tokenizer(folder), seed)
+    if isinstance(rows.train[0], Prompt):
+        longest = max(len(prompt.token_ids) for prompt in rows.train)
+        return f"{data.key} read: {len(rows.train)} of a sample, up to {longest} tokens"
+    return f"{data.key} read: {len(rows.train)} rows of a sample, {len(rows.skipped)} left out"
+
+
+def load_rows(data: StageData, source: DataSettings, tokenizer: Any, seed: int) -> Any:
+    """Return the rows of a source as the stage's trainer reads them: a Split. Raises UserError as its loader does."""
+    try:
+        load = import_object(data.loader)
+    except ValueError as error:
+        raise UserError(f"The rows of `{data.key}` cannot be read: {error}.") from error
+    return load(source, tokenizer, seed)
 
 
 def check_rows(data: DataSettings) -> str:

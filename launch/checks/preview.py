@@ -12,13 +12,10 @@ from quadriga.data.loading import datasets
 from quadriga.data.records import Prompt, RankedTokens, Tokens
 from quadriga.data.settings import DataSettings, Source
 from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
-from quadriga.launch.checks.model import made_later
-from quadriga.launch.config.load import build, is_placeholder, placeholders
-from quadriga.orchestrator.pipeline_settings import PipelineStage
-from quadriga.orchestrator.stages.pretrain.spec import PretrainStage
-from quadriga.orchestrator.stages.registry import GeneratingStage
-from quadriga.orchestrator.stages.reward_model.spec import RewardStage
-from quadriga.orchestrator.stages.sft.spec import SftStage
+from quadriga.launch.checks.model import load_rows, made_later
+from quadriga.launch.config.load import is_placeholder, single_stages
+from quadriga.orchestrator.settings import StageBase
+from quadriga.orchestrator.stages.registry import AnyStage, spec_of
 
 LEARNT, GIVEN = "green", "dim"
 """Styles of the tokens inside and outside the loss mask."""
@@ -33,44 +30,42 @@ class Preview:
     def __init__(self, console: Console, rows: int, scan: int):
         self.console, self.rows, self.scan = console, rows, scan
         self.trained: PreTrainedTokenizerBase | None = None
-        """The tokenizer of the last pre-training stage, which the stages after it use."""
+        """The tokenizer of the last stage that trains one, which the stages after it use."""
 
-    def show(self, stage: Any) -> None:
+    def show(self, stage: AnyStage) -> None:
         """Print rows of a stage, or of every stage of a pipeline. Raises UserError as the loaders do."""
-        if not isinstance(stage, PipelineStage):
-            self._show_stage(stage, stage.name)
-            return
-        for entry in [*stage.stages, *stage.repeat]:
-            self._show_stage(build(entry.config, placeholders(entry)), entry.name)
+        for name, single in single_stages(stage):
+            self._show_stage(single, name)
 
-    def _show_stage(self, stage: Any, name: str) -> None:
+    def _show_stage(self, stage: StageBase, name: str) -> None:
         self.console.rule(f"{name} ({stage.stage})", align="left")
-        data = stage.data if hasattr(stage, "data") else stage.prompts
-        if made_later(data):
-            origin = next(source.path for source in [*data.train, *data.heldout] if is_placeholder(source.path or ""))
+        spec = spec_of(stage)
+        data = spec.datasets(stage)[0]
+        if made_later(data.source):
+            sources = [*data.source.train, *data.source.heldout]
+            origin = next(source.path for source in sources if is_placeholder(source.path or ""))
             self.console.print(f"Rows come from {origin}, an earlier stage's output.", markup=False)
             return
-        data = self._limited(data)
         with self.console.status("Reading"):
             tokenizer = self._tokenizer(stage)
             if tokenizer is None:
                 self.console.print("The model comes from an earlier stage that has not run: no tokenizer yet.")
                 return
-            split = _load_rows(stage, data, tokenizer)
+            split = load_rows(data, self._limited(data.source), tokenizer, stage.seed)
         for row in split.train[: self.rows]:
             for part in _render(row, tokenizer):
                 self.console.print(part)
-        self._show_counts(split)
+        self._show_counts(split, [length for element in spec.elements(stage, split.train) for length in element])
 
-    def _tokenizer(self, stage: Any) -> PreTrainedTokenizerBase | None:
-        """Return the model's tokenizer; for a pre-training stage that trains one, a tokenizer of the rows read here."""
-        model = stage.model if hasattr(stage, "model") else stage.policy
-        path = stage.tokenizer.path if isinstance(stage, PretrainStage) else model.path
-        if path is not None and not is_placeholder(path):
-            return load_tokenizer(path)
-        if isinstance(stage, PretrainStage):
-            texts = datasets.document_texts(self._limited(stage.data), stage.seed)
-            self.trained = train_tokenizer(texts, stage.tokenizer.vocab_size)
+    def _tokenizer(self, stage: StageBase) -> PreTrainedTokenizerBase | None:
+        """Return the stage's tokenizer; for a stage that trains one, a tokenizer of the rows read here."""
+        spec = spec_of(stage)
+        source = spec.tokenizer(stage)
+        if source.folder is not None and not is_placeholder(source.folder):
+            return load_tokenizer(source.folder)
+        if source.folder is None and source.vocab_size is not None:
+            texts = datasets.document_texts(self._limited(spec.datasets(stage)[0].source), stage.seed)
+            self.trained = train_tokenizer(texts, source.vocab_size)
             self.console.print(f"A tokenizer of {len(self.trained)} tokens, trained on {len(texts)} rows to show them:")
         return self.trained
 
@@ -83,8 +78,7 @@ class Preview:
         train, heldout = ([cut(source) for source in sources] for sources in (data.train, data.heldout))
         return data.model_copy(update={"train": train, "heldout": heldout})
 
-    def _show_counts(self, split: Any) -> None:
-        lengths = [length for row in split.train for length in _lengths(row)]
+    def _show_counts(self, split: datasets.Split[Any], lengths: list[int]) -> None:
         text = f"{len(split.train)} training rows read, {len(split.heldout)} held out, {len(split.skipped)} left out; "
         text += f"{sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths)} at most"
         masks = [row.loss_mask for row in split.train if isinstance(row, Tokens)]
@@ -93,23 +87,6 @@ class Preview:
         self.console.print(text + ".", highlight=False)
         for bad in split.skipped[:3]:
             self.console.print(f"left out: {bad}", style="yellow", markup=False)
-
-
-def _load_rows(stage: Any, data: DataSettings, tokenizer: PreTrainedTokenizerBase) -> datasets.Split[Any]:
-    """Return the rows as the stage's trainer reads them."""
-    if isinstance(stage, PretrainStage):
-        return datasets.load_documents(data, tokenizer, stage.seed)
-    if isinstance(stage, SftStage):
-        return datasets.load_demonstrations(data, tokenizer, stage.seed)
-    if isinstance(stage, RewardStage):
-        return datasets.load_rankings(data, tokenizer, stage.seed)
-    if isinstance(stage, GeneratingStage):
-        return datasets.load_prompts(data, tokenizer, stage.seed)
-    raise TypeError(f"no loader is known for the data of {type(stage).__name__}")
-
-
-def _lengths(row: Any) -> list[int]:
-    return [len(ids) for ids in row.sequences] if isinstance(row, RankedTokens) else [len(row.token_ids)]
 
 
 def _render(row: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text | Table]:
@@ -121,9 +98,11 @@ def _render(row: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Text | Tab
         for rank, ids in sorted(zip(row.ranks, row.sequences, strict=True)):
             answer = [int(position >= row.prompt_length) for position in range(len(ids))]
             yield Text.assemble((f"  {rank + 1}. ", "bold"), _text(ids, answer, tokenizer))
-    else:
+    elif isinstance(row, Tokens):
         yield _text(row.token_ids, row.loss_mask, tokenizer)
         yield _table(row, tokenizer)
+    else:
+        yield Text(str(row))
 
 
 def _text(ids: list[int], mask: list[int], tokenizer: PreTrainedTokenizerBase) -> Text:

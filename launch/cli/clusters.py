@@ -132,11 +132,12 @@ def down(config: Config, overrides: Overrides = None) -> None:
       quadriga down my-ppo.yaml cluster=clusters/ssh-example
     """
     from quadriga.launch.ssh.cluster import bring_down
+    from quadriga.launch.ssh.hosts import ssh_settings
 
     stage, console = load_with_hosts(config, overrides), Console(stderr=True)
     with console.status("Ending Ray on the hosts"):
-        ended = bring_down(stage.name, stage.cluster.ssh, console)
-    console.print(f"Ended {ended} processes on {len(stage.cluster.ssh.hosts)} hosts.", highlight=False)
+        ended = bring_down(stage.name, ssh_settings(stage), console)
+    console.print(f"Ended {ended} processes on {len(ssh_settings(stage).hosts)} hosts.", highlight=False)
 
 
 def _resources(text: str) -> dict[str, float]:

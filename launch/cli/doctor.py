@@ -1,19 +1,19 @@
 """`quadriga doctor`: prints the results of all checks, and how many problems there are."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from quadriga.launch.checks.machine import check_machine
 from quadriga.launch.checks.report import CheckResult
+from quadriga.orchestrator.stages.registry import AnyStage
 
 MARKS = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "problem": ("FAIL", "bold red")}
 """Level of a result -> its mark and style."""
 
 
-def doctor(stage: Any | None, console: Console, config: Path | None = None) -> int:
+def doctor(stage: AnyStage | None, console: Console, config: Path | None = None) -> int:
     """Print the checks of this machine and, if given, of a loaded config. Return the number of problems.
 
     config: the file that the stage was loaded from.
@@ -37,13 +37,14 @@ def doctor(stage: Any | None, console: Console, config: Path | None = None) -> i
     return problems
 
 
-def hosts(stage: Any, console: Console) -> int:
+def hosts(stage: AnyStage, console: Console) -> int:
     """Check the hosts of `cluster.ssh` and print the results. Return the number of problems."""
+    from quadriga.launch.ssh.hosts import ssh_settings
     from quadriga.launch.ssh.preflight import run_preflight
 
     with console.status("Checking the hosts"):
         report = run_preflight(stage)
-    console.print(report.table(stage.cluster.ssh))
+    console.print(report.table(ssh_settings(stage)))
     return sum(_print(problem, console) for problem in report.problems)
 
 

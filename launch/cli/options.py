@@ -1,11 +1,14 @@
 """Arguments and options that several commands share, and the loading of configs with ssh hosts."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quadriga.data.errors import UserError
+
+if TYPE_CHECKING:  # imports pydantic, which `--help` need not do
+    from quadriga.orchestrator.stages.registry import AnyStage
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of a stage or a pipeline.")]
 Overrides = Annotated[
@@ -37,7 +40,7 @@ Address = Annotated[
 ]
 
 
-def load_with_hosts(config: Path, overrides: list[str] | None) -> Any:
+def load_with_hosts(config: Path, overrides: list[str] | None) -> "AnyStage":
     """Load a config. Raises UserError unless it names hosts to reach by ssh."""
     from quadriga.launch.config.load import load_config
 

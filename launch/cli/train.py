@@ -56,7 +56,7 @@ def run(
         options = [f"--allow-changed={key}" for key in allow_changed or []]
         raise typer.Exit(supervise([str(config), *(overrides or []), *options], restart))
     from quadriga.launch.checks.stage import require_sound
-    from quadriga.launch.config.load import build, load_config
+    from quadriga.launch.config.load import build, load_config, single_stages
 
     stage, console = load_config(config, overrides or []), Console()
     if launcher := next((name for name in LAUNCHERS if getattr(stage.cluster, name) is not None), None):
@@ -65,10 +65,10 @@ def run(
             f"launch`, or set cluster.{launcher}=null."
         )
     from quadriga.actors.runtime.fork_server import forking
-    from quadriga.orchestrator.stages.registry import GeneratingStage
+    from quadriga.orchestrator.stages.registry import spec_of
 
-    roles = ["rollout"] if isinstance(stage, GeneratingStage) else []
-    with forking(stage.cluster, *roles):  # imports the slow packages while the config is checked
+    kinds = ["rollout" for _, first in single_stages(stage)[:1] if spec_of(first).engine(first) is not None]
+    with forking(stage.cluster, *kinds):  # imports the slow packages while the config is checked
         with console.status("Checking the config"):
             notes = require_sound(stage)
         for note in notes:

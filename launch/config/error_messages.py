@@ -8,11 +8,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from quadriga.data.errors import nearest
 from quadriga.data.registry import Choice
 from quadriga.launch.config.document import Document, KeyPath, dotted
-
-Stages = dict[str, type[BaseModel]]
-"""`stage:` value -> settings class."""
 
 _SHOWN = 5
 """Problems that one message lists; it counts the rest."""
@@ -30,11 +28,11 @@ RENAMED = {
 """Key of an earlier version -> its current name."""
 
 
-def explain(error: ValidationError, document: Document, stages: Stages, prefix: KeyPath = ()) -> str:
-    """Return one paragraph for all errors of the stage at `prefix` in the document."""
+def explain(error: ValidationError, document: Document, stage: type[BaseModel], prefix: KeyPath = ()) -> str:
+    """Return one paragraph for all errors of the stage at `prefix` in the document. stage: its settings class."""
     # A mistyped key is listed before the key that is missing because of it.
     details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
-    return summary([_sentence(detail, document, stages, prefix) for detail in details])
+    return summary([_sentence(detail, document, stage, prefix) for detail in details])
 
 
 def summary(sentences: Sequence[str]) -> str:
@@ -44,13 +42,6 @@ def summary(sentences: Sequence[str]) -> str:
     numbered = [f"({number}) {sentence}" for number, sentence in enumerate(sentences[:_SHOWN], 1)]
     more = [f"... and {len(sentences) - _SHOWN} more."] if len(sentences) > _SHOWN else []
     return " ".join([f"{len(sentences)} problems:", *numbered, *more])
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of a sentence about an unknown name: `; did you mean `x`?`, or all known names if none is near."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean `{close[0]}`?" if close else f"; choose from {', '.join(f'`{item}`' for item in known)}."
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -78,12 +69,9 @@ def _annotation(field: FieldInfo) -> Any:
     return next((each for each in field.metadata if isinstance(each, Choice)), field.annotation)
 
 
-def _sentence(detail: ErrorDetails, document: Document, stages: Stages, prefix: KeyPath) -> str:
+def _sentence(detail: ErrorDetails, document: Document, stage: type[BaseModel], prefix: KeyPath) -> str:
     """Return the sentence for one error of pydantic's."""
-    loc, kind = tuple(detail["loc"]), detail["type"]
-    if kind.startswith("union_tag") and not loc:
-        return _stage_sentence(document, stages, prefix)
-    stage, loc = stages[str(loc[0])], _in_schema(stages[str(loc[0])], loc[1:])
+    loc, kind = _in_schema(stage, detail["loc"]), detail["type"]
     key, place = dotted(loc), document.place(prefix + loc)
     where = f" ({place})" if place else ""
     if kind.startswith("union_tag"):
@@ -103,13 +91,12 @@ def _sentence(detail: ErrorDetails, document: Document, stages: Stages, prefix: 
     return f"`{key}` is {given}{where}: {message[0].lower()}{message[1:]}."
 
 
-def _stage_sentence(document: Document, stages: Stages, prefix: KeyPath) -> str:
-    """Return the sentence for a `stage:` that is missing or unknown."""
-    value, place = document.get((*prefix, "stage")), document.place((*prefix, "stage"))
-    names = ", ".join(f"`{name}`" for name in stages)
+def unknown_stage(value: Any, place: str, known: Iterable[str]) -> str:
+    """Return the sentence for a `stage:` that is missing or unknown. place: where it was written."""
     if value is None:
+        names = ", ".join(f"`{name}`" for name in known)
         return f"`stage` is missing ({place}): it selects what the config does, one of {names}."
-    return f"`stage: {value}` ({place}) is not a stage{nearest(str(value), stages)}"
+    return f"`stage: {value}` ({place}) is not a stage{nearest(str(value), known)}"
 
 
 def _type_sentence(detail: ErrorDetails, key: str, where: str, stage: type[BaseModel], loc: KeyPath) -> str:

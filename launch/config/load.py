@@ -1,55 +1,63 @@
 """Config loading: YAML files and command-line overrides are composed to one document and validated as a stage."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from quadriga.data.errors import UserError
+from quadriga.data.errors import UserError, nearest
 from quadriga.data.secrets import without_secrets
 from quadriga.launch.config.document import Document, KeyPath, dotted, read_value, read_yaml
-from quadriga.launch.config.error_messages import annotation_at, explain, nearest, summary
+from quadriga.launch.config.error_messages import explain, summary, unknown_stage
 from quadriga.launch.config.unused_settings import find_unused
 from quadriga.orchestrator.pipeline_settings import PipelineStage, StageEntry
-from quadriga.orchestrator.stages.registry import Stage
+from quadriga.orchestrator.settings import StageBase
+from quadriga.orchestrator.stages.base import StageSpec
+from quadriga.orchestrator.stages.registry import STAGES, AnyStage, spec_named
 
 PRESETS = Path(__file__).resolve().parents[2] / "configs"
 """Folder of the YAML files that are installed with the package."""
 
-STAGES: dict[str, type[BaseModel]] = {
-    get_args(model.model_fields["stage"].annotation)[0]: model for model in get_args(get_args(Stage)[0])
-}
-"""`stage:` value -> settings class."""
-
 SECTIONS = ("model", "policy", "reference", "critic", "cluster")
 """Sections that may be a name: of a YAML file or model folder beside the config, or a preset (`models/pocket`)."""
+
+PIPELINE = "pipeline"
+"""`stage:` value of a pipeline."""
 
 SHARED = ("cluster", "tracking", "seed")
 """Keys of a pipeline that are defaults for its stages."""
 
-_ADAPTER: TypeAdapter[Any] = TypeAdapter(Stage)
+M = TypeVar("M", StageBase, PipelineStage)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyStage:
     """Load a stage or a pipeline, with includes, `key.path=value` overrides and defaults.
 
     Every stage of a pipeline is validated too, with placeholders for its inputs, and is returned complete in
     `StageEntry.config`. Raises UserError, one paragraph with file and line, if anything is wrong.
     """
     document = load_document(path, overrides)
-    stage = _validate(document)
-    if isinstance(stage, PipelineStage):
-        _check_entries(document, stage)
-    return stage
+    if not _is_pipeline(document):
+        return _validate_stage(document, known=[*STAGES, PIPELINE])
+    pipeline = _validate(document, (), PipelineStage)
+    _check_entries(document, pipeline)
+    return pipeline
 
 
-def build(raw: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> Any:
+def single_stages(stage: AnyStage) -> list[tuple[str, StageBase]]:
+    """Return a stage with its name, or those of a pipeline with their names there and placeholders for their inputs."""
+    if not isinstance(stage, PipelineStage):
+        return [(stage.name, stage)]
+    return [(entry.name, build(entry.config, placeholders(entry))) for entry in stage.entries]
+
+
+def build(raw: Mapping[str, Any], inputs: Mapping[str, Any] | None = None) -> StageBase:
     """Return a validated stage from an entry's raw config and its inputs (`key.path` -> value). Raises UserError."""
     document = Document({**raw}).subtree(())
     for key, value in (inputs or {}).items():
         document.assign(_parse_path(key, document), value, "an input of the pipeline")
-    return _validate(document)
+    return _validate_stage(document)
 
 
 def resolved(stage: BaseModel) -> dict[str, Any]:
@@ -59,7 +67,9 @@ def resolved(stage: BaseModel) -> dict[str, Any]:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of config files, for editors."""
-    schema = _ADAPTER.json_schema()
+    classes = [*(spec.settings for spec in STAGES.values()), PipelineStage]
+    either: Any = Annotated[Union[*classes], Field(discriminator="stage")]
+    schema = TypeAdapter(either).json_schema()
     for name, definition in schema["$defs"].items():
         for key in SECTIONS if name.endswith("Stage") else ("config",) if name == "StageEntry" else ():
             if key in definition.get("properties", {}):
@@ -97,9 +107,10 @@ def entry_paths(document: Document) -> Iterator[KeyPath]:
 def placeholders(entry: StageEntry) -> dict[str, Any]:
     """Return stand-ins for the outputs that an entry takes as inputs: `key.path` -> `<stage.output>`."""
     inputs: dict[str, Any] = {}
+    lists = spec_named(str(entry.config.get("stage"))).list_inputs
     for key, source in entry.inputs.items():
         value = f"<{source if isinstance(source, str) else ' or '.join(source)}>"
-        inputs[key] = [value] if _takes_list(entry, key) else value
+        inputs[key] = [value] if key in lists else value
     return inputs
 
 
@@ -111,7 +122,7 @@ def is_placeholder(path: str) -> bool:
 def _compose(document: Document, base: Path) -> Document:
     """Replace the names of files by their contents and fill in shared keys. Composing twice changes nothing."""
     _expand_sections(document, (), base)
-    if document.get(("stage",)) != "pipeline":
+    if not _is_pipeline(document):
         return document
     for entry in entry_paths(document):
         config = document.get((*entry, "config"))
@@ -188,19 +199,40 @@ def _override(document: Document, key: str, value: Any) -> None:
     """Set a key from the command line; a shared key of a pipeline is set in every stage."""
     path = _parse_path(key, document)
     document.assign(path, value, "the command line")
-    if document.get(("stage",)) == "pipeline" and path[0] in SHARED:
+    if _is_pipeline(document) and path[0] in SHARED:
         # The command line means the whole pipeline, so it also wins over a stage's own file.
         for entry in entry_paths(document):
             if isinstance(document.get((*entry, "config")), dict):
                 document.assign((*entry, "config", *path), value, "the command line")
 
 
-def _validate(document: Document, at: KeyPath = ()) -> Any:
-    """Return the stage at a path. Raises UserError for invalid and for unused settings."""
+def _is_pipeline(document: Document) -> bool:
+    return bool(document.get(("stage",)) == PIPELINE)
+
+
+def _validate_stage(document: Document, at: KeyPath = (), known: Iterable[str] = STAGES) -> StageBase:
+    """Return the stage at a path. Raises UserError as `_validate`, and for a stage that is not known."""
+    stage: StageBase = _validate(document, at, _find_spec(document, at, known).settings)
+    return stage
+
+
+def _find_spec(document: Document, at: KeyPath, known: Iterable[str] = STAGES) -> StageSpec[Any]:
+    """Return the StageSpec of the stage at a path. Raises UserError if there is none, with the nearest of `known`."""
+    name, place = document.get((*at, "stage")), document.place((*at, "stage"))
     try:
-        stage = _ADAPTER.validate_python(document.get(at))
+        return STAGES.find(str(name))
+    except KeyError:
+        raise UserError(unknown_stage(name, place, known)) from None
+    except ValueError as error:
+        raise UserError(f"`stage: {name}` ({place}) cannot be used: {error}.") from None
+
+
+def _validate(document: Document, at: KeyPath, settings: type[M]) -> M:
+    """Return the settings at a path. Raises UserError for invalid and for unused settings."""
+    try:
+        stage = settings.model_validate(document.get(at))
     except ValidationError as error:
-        raise UserError(explain(error, document, STAGES, at)) from None
+        raise UserError(explain(error, document, settings, at)) from None
     unused = [
         f"`{dotted(path)}` ({document.place(at + path)}) would have no effect: {reason}."
         for path, reason in find_unused(stage)
@@ -212,7 +244,7 @@ def _validate(document: Document, at: KeyPath = ()) -> Any:
 
 def _check_entries(document: Document, pipeline: PipelineStage) -> None:
     """Raise UserError unless every stage's config is valid and every input is the output of a stage that has run."""
-    names = [entry.name for entry in [*pipeline.stages, *pipeline.repeat]]
+    names = [entry.name for entry in pipeline.entries]
     for name in names:
         if names.count(name) > 1:
             raise UserError(
@@ -224,6 +256,7 @@ def _check_entries(document: Document, pipeline: PipelineStage) -> None:
         # A repeated stage may also read outputs of the previous round, its own or a later stage's, if it has another
         # source for the first round.
         known = before if path[0] == "stages" else names
+        lists = _find_spec(document, (*path, "config")).list_inputs
         filled = document.subtree(())
         for key, source in entry.inputs.items():
             made_by = [output.partition(".")[0] for output in ([source] if isinstance(source, str) else source)]
@@ -232,7 +265,7 @@ def _check_entries(document: Document, pipeline: PipelineStage) -> None:
                 if name not in known:
                     near = nearest(name, known) if known else "."
                     raise UserError(f"{where}: `{name}` is not a stage before `{entry.name}`{near}")
-            if not set(made_by) & set(before) and not _takes_list(entry, key):
+            if not set(made_by) & set(before) and key not in lists:
                 raise UserError(
                     f"{where}: in the first round {source} does not exist yet. Add an earlier stage's output after it: "
                     f"[{source}, ...]."
@@ -240,13 +273,7 @@ def _check_entries(document: Document, pipeline: PipelineStage) -> None:
         for key, value in placeholders(entry).items():
             target = (*path, "config", *_parse_path(key, Document(entry.config)))
             filled.assign(target, value, document.place((*path, "inputs", key)))
-        _validate(filled, (*path, "config"))
-
-
-def _takes_list(entry: StageEntry, key: str) -> bool:
-    """Return whether an input's key is a list in the settings of the entry's stage."""
-    stage = STAGES.get(str(entry.config.get("stage")))
-    return stage is not None and get_origin(annotation_at(stage, key.split("."))) is list
+        _validate_stage(filled, (*path, "config"))
 
 
 def _refuse_secrets(document: Document) -> None:

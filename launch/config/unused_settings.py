@@ -11,24 +11,12 @@ from quadriga.actors.settings import ClusterSettings, ModelWorkerSettings, Optim
 from quadriga.data.settings import Source
 from quadriga.launch.config.document import KeyPath, dotted
 from quadriga.orchestrator.pipeline_settings import PipelineStage
-from quadriga.orchestrator.settings import StageBase, TrainStage
-from quadriga.orchestrator.stages.ppo.spec import PpoStage
-from quadriga.orchestrator.stages.pretrain.spec import PretrainStage
-from quadriga.orchestrator.stages.reward_model.spec import RewardStage
-from quadriga.orchestrator.stages.sft.spec import SftStage
-
-UnusedKey = tuple[KeyPath, str]
-"""Path of a key, and the reason why it has no effect."""
-
-FAULT_TARGETS: dict[type[BaseModel], tuple[str, ...]] = {
-    PretrainStage: ("actor", "driver"),
-    SftStage: ("actor", "driver"),
-    RewardStage: ("reward", "driver"),
-}
-"""Settings class of a stage -> the roles that a planned fault can hit, for stages without all of the roles."""
+from quadriga.orchestrator.settings import StageBase
+from quadriga.orchestrator.stages.base import UnusedKey
+from quadriga.orchestrator.stages.registry import AnyStage, spec_of
 
 
-def find_unused(stage: BaseModel) -> list[UnusedKey]:
+def find_unused(stage: AnyStage) -> list[tuple[KeyPath, str]]:
     """Return the keys of a stage that differ from their defaults but have no effect."""
     return [
         (path + key, reason)
@@ -67,33 +55,28 @@ def _unused_keys(section: BaseModel) -> Iterator[UnusedKey]:
             yield ("columns",), "`builtin` rows already have the right column names"
         case PipelineStage(repeat=[]):
             yield ("rounds",), "`repeat` names no stages"
-    if isinstance(section, StageBase):
-        checkpoint = section.checkpoint
-        if checkpoint.every_steps is None and checkpoint.every_minutes is None:
-            for key in ("keep", "keep_best"):
-                reason = "without `every_steps` or `every_minutes` only the last step is saved"
-                yield ("checkpoint", key), reason
-        late = [fault.step for fault in section.faults.planned if fault.step > section.total_steps]
-        if late:
-            yield ("faults", "planned"), f"a fault is planned in step {late[0]} of {section.total_steps}"
-        targets = next((roles for kind, roles in FAULT_TARGETS.items() if isinstance(section, kind)), None)
-        absent = [fault.role for fault in section.faults.planned if targets and fault.role not in targets]
+        case StageBase():
+            yield from _unused_in_stage(section)
+            yield from spec_of(section).unused(section)
+
+
+def _unused_in_stage(stage: StageBase) -> Iterator[UnusedKey]:
+    """Yield the keys that every stage has, but that have no effect in this one."""
+    checkpoint, faults = stage.checkpoint, stage.faults.planned
+    if checkpoint.every_steps is None and checkpoint.every_minutes is None:
+        for key in ("keep", "keep_best"):
+            reason = "without `every_steps` or `every_minutes` only the last step is saved"
+            yield ("checkpoint", key), reason
+    late = [fault.step for fault in faults if fault.step > stage.total_steps]
+    if late:
+        yield ("faults", "planned"), f"a fault is planned in step {late[0]} of {stage.total_steps}"
+    if faults:
+        targets = {"driver", *(model.role for model in spec_of(stage).models(stage))}
+        absent = [fault.role for fault in faults if fault.role not in targets]
         if absent:
             yield ("faults", "planned"), f"a stage of this kind has no {absent[0]}"
-        if not section.tracking.wandb:
-            yield ("tracking", "project"), "`tracking.wandb` is off"
-    if isinstance(section, TrainStage) and not section.data.heldout and not section.data.heldout_fraction:
-        yield ("heldout_every",), "nothing is held out (`data.heldout` or `data.heldout_fraction`)"
-    if isinstance(section, SftStage) and section.heldout_every is None:
-        yield ("stop_when_heldout_rises",), "held-out loss is measured only at the end without `heldout_every`"
-    if isinstance(section, PretrainStage) and section.tokenizer.path is not None:
-        yield ("tokenizer", "vocab_size"), "`tokenizer.path` names an existing tokenizer"
-    if isinstance(section, PpoStage):
-        samples = section.prompts_per_step * section.samples_per_prompt
-        if section.algorithm.kl.coefficient == 0:
-            yield ("algorithm", "kl", "adaptive"), "it multiplies `algorithm.kl.coefficient`, which is 0"
-        if section.algorithm.minibatch_size > samples:
-            yield ("algorithm", "minibatch_size"), f"a step has only {samples} samples"
+    if not stage.tracking.wandb:
+        yield ("tracking", "project"), "`tracking.wandb` is off"
 
 
 def _differs_from_default(section: BaseModel, key: KeyPath) -> bool:

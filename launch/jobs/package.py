@@ -13,6 +13,7 @@ from typing import Any
 from quadriga.data.errors import UserError
 from quadriga.launch.config.document import write_yaml
 from quadriga.launch.config.load import resolved
+from quadriga.orchestrator.stages.registry import AnyStage
 
 CONFIG = "quadriga-job/config.yaml"
 """Path of the config in the job's working directory."""
@@ -38,7 +39,7 @@ class Staged:
 
 
 def stage_job(
-    stage: Any, folder: Path, working_dir: Path | None = None, shared: Sequence[Path] = (), limit: int = MAX_BYTES
+    stage: AnyStage, folder: Path, working_dir: Path | None = None, shared: Sequence[Path] = (), limit: int = MAX_BYTES
 ) -> Staged:
     """Write the files of a job for this validated stage into `folder`.
 
@@ -46,6 +47,7 @@ def stage_job(
     nodes see too, whose files are not sent. limit: largest total size of all files but Quadriga's own, in bytes.
     Raises UserError when the files are larger.
     """
+    assert stage.run_dir is not None
     inputs = Inputs([*shared, Path(stage.run_dir)], inputs_of(Path(stage.run_dir)))
     config = on_cluster(resolved(stage))
     _rewrite(config, inputs)

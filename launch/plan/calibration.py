@@ -17,7 +17,7 @@ from quadriga.actors.runtime.device import cores
 from quadriga.data.errors import UserError
 from quadriga.launch.checks.report import gpu_count
 from quadriga.launch.plan.model_shape import ModelShape
-from quadriga.launch.plan.workload import Elements
+from quadriga.orchestrator.stages.work import Elements
 
 Rows = list[tuple[list[float], float]]  # (features, seconds) of what was measured
 

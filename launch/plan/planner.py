@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,6 +15,7 @@ from quadriga.launch.plan.devices import Layout, Suggestion, layout, suggestions
 from quadriga.launch.plan.gpu_specs import COMPUTE, GPUS, LINK, MEMORY
 from quadriga.launch.plan.step_time import Speeds, step_time
 from quadriga.launch.plan.workload import PlannedStage, planned_stages, work_of
+from quadriga.orchestrator.stages.registry import AnyStage
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Plan:
     assumed: list[str]
 
 
-def make_plans(stage: Any, gpu_memory: int, gpu: str = "H100") -> list[Plan]:
+def make_plans(stage: AnyStage, gpu_memory: int, gpu: str = "H100") -> list[Plan]:
     """Plan a loaded stage, or each stage of a pipeline. gpu_memory: bytes. gpu: a key of `GPUS`, for times on GPUs that
     are not here. Raises UserError where a model's shape cannot be known."""
     plans = []
@@ -53,7 +53,7 @@ def make_plans(stage: Any, gpu_memory: int, gpu: str = "H100") -> list[Plan]:
     return plans
 
 
-def calibrate_this_machine(stage: Any | None, console: Console) -> None:
+def calibrate_this_machine(stage: AnyStage | None, console: Console) -> None:
     """Calibrate for the device and type of a stage (of none: this machine's device) and print where that is kept."""
     device = device_of(stage.cluster if stage else ClusterSettings())
     dtype = stage.cluster.dtype if stage else "bfloat16" if device == "cuda" else "float32"

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quadriga.launch.plan.planner import Plan
+from quadriga.orchestrator.stages.registry import spec_of
 
 SCHEMA = 1  # of the JSON: higher when a key changes its name or meaning; keys may be added
 GB = 1e9
@@ -53,7 +54,7 @@ def show(plans: list[Plan], gpu_memory: int, console: Console) -> None:
         if not plan.fits and plan.device == "cuda" and not plan.suggestions:
             note(NEVER)
         if plan.seconds is not None:
-            steps = 1 if stage.settings.stage == "rank" else stage.settings.total_steps
+            steps = spec_of(stage.settings).steps(stage.settings)
             console.print(_seconds(plan.seconds, steps))
         for sentence in plan.assumed:
             note(f"Assumed: {sentence}", style="dim")

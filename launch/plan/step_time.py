@@ -4,8 +4,9 @@ from quadriga.actors.runtime.device import cores
 from quadriga.launch.plan.calibration import Calibration, Call, Generation, Transfer
 from quadriga.launch.plan.devices import placed
 from quadriga.launch.plan.gpu_specs import GpuSpec
-from quadriga.launch.plan.workload import Elements, PlannedStage, Work, micro_batches
+from quadriga.launch.plan.workload import PlannedStage, micro_batches
 from quadriga.orchestrator.cluster.placement import threads
+from quadriga.orchestrator.stages.work import Elements, Work
 
 Speeds = Calibration | GpuSpec
 
@@ -15,8 +16,7 @@ def step_time(stage: PlannedStage, work: Work, device: str, speeds: Speeds) -> d
     rollout, engine, phases = stage.cluster.rollout, stage.engine, dict[str, float]()
     if engine is not None:
         share, running, parts = work.prompts[:: rollout.workers], rollout.max_num_seqs, rollout.tensor_parallel
-        answer = stage.settings.sampling.max_tokens
-        alone = speeds.seconds(Generation(engine.shape, share, answer, running, stage.width, parts))
+        alone = speeds.seconds(Generation(engine.shape, share, work.answer, running, stage.width, parts))
         each = [(alone, rollout.workers, rollout.threads)]
         phases["generate"] = alone if device == "cuda" else _on_cores(each, speeds.slowdown)
     if work.sequences:

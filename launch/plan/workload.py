@@ -1,31 +1,23 @@
 """Models that a stage keeps in processes, and the tokens that one step of it moves through them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from quadriga.actors.model.folder import read_config
 from quadriga.actors.model.heads import Head
 from quadriga.actors.settings import ClusterSettings, ModelSettings, PlacedRole
 from quadriga.data.errors import UserError
-from quadriga.data.loading import datasets
-from quadriga.data.settings import DataSettings
 from quadriga.data.tokens import packing
 from quadriga.data.tokens.tokenizer import load_tokenizer
 from quadriga.launch.checks import model as model_checks
-from quadriga.launch.config.load import build, is_placeholder, placeholders
+from quadriga.launch.config.load import is_placeholder, single_stages
 from quadriga.launch.plan.model_shape import ModelShape, shape_of
-from quadriga.orchestrator.pipeline_settings import PipelineStage
-from quadriga.orchestrator.settings import TrainStage
-from quadriga.orchestrator.stages.ppo.spec import PpoStage
-from quadriga.orchestrator.stages.pretrain.spec import PretrainStage
-from quadriga.orchestrator.stages.pretrain.trainer import packed_rows
-from quadriga.orchestrator.stages.rank.spec import RankStage
-from quadriga.orchestrator.stages.rank.trainer import CHUNK_PROMPTS
-from quadriga.orchestrator.stages.reward_model.spec import RewardStage
+from quadriga.orchestrator.settings import StageBase
+from quadriga.orchestrator.stages.base import TokenizerSource
+from quadriga.orchestrator.stages.registry import AnyStage, spec_of
+from quadriga.orchestrator.stages.work import Elements, Work
 
-Elements = list[list[int]]  # lengths in tokens of the sequences that stay together in a micro-batch
 Shapes = Mapping[str, ModelShape]  # stage of a pipeline -> the model that it makes
 
 
@@ -45,7 +37,7 @@ class PlannedStage:
     to the engines. longest: tokens of the longest sequence. assumed: what had to be, in sentences."""
 
     name: str
-    settings: Any
+    settings: StageBase
     cluster: ClusterSettings
     hosted: list[Member]
     engine: Member | None
@@ -67,58 +59,33 @@ class PlannedStage:
         return self.cluster.rollout.workers if role == "rollout" else self.cluster.model_worker(role).ranks
 
 
-@dataclass(frozen=True)
-class Work:
-    """The tokens of one step. updates: elements of each optimizer step. sequences: what forward passes read. prompts:
-    lengths, one per request. assumed: what had to be, in sentences."""
-
-    updates: list[Elements]
-    sequences: Elements
-    prompts: list[int]
-    assumed: list[str]
-
-
-def planned_stages(stage: Any) -> list[PlannedStage]:
+def planned_stages(stage: AnyStage) -> list[PlannedStage]:
     """Look at a stage, or at those of a pipeline. Raises UserError where a model's shape cannot be known."""
-    if not isinstance(stage, PipelineStage):
-        return [_planned(stage.name, stage, {})]
     made, result = dict[str, ModelShape](), list[PlannedStage]()
-    for entry in [*stage.stages, *stage.repeat]:
-        result.append(_planned(entry.name, build(entry.config, placeholders(entry)), made))
-        made[entry.name] = result[-1].members[0].shape  # an output is as large as the model that it is made from
+    for name, single in single_stages(stage):
+        result.append(_planned(name, single, made))
+        made[name] = result[-1].members[0].shape  # an output is as large as the model that it is made from
     return result
 
 
-def _planned(name: str, stage: Any, made: Shapes) -> PlannedStage:
-    if isinstance(stage, TrainStage):
-        vocab = None
-        if isinstance(stage, PretrainStage) and stage.model.path is None:
-            folder = stage.tokenizer.path
-            vocab = len(load_tokenizer(folder)) if folder else stage.tokenizer.vocab_size
-        shape = _shape(stage.model, made, vocab)
-        judges = isinstance(stage, RewardStage)
-        member = Member("reward", shape, "scalar", True) if judges else Member("actor", shape, trained=True)
-        return PlannedStage(name, stage, stage.cluster, [member], None, stage.data.max_tokens, [])
-    if not isinstance(stage, PpoStage | RankStage):
-        raise TypeError(f"stages of type {type(stage).__name__} cannot be planned")
-    policy, assumed = _shape(stage.policy, made), list[str]()
-    hosted = list(_ppo_models(stage, policy, made, assumed)) if isinstance(stage, PpoStage) else []
-    longest = stage.prompts.max_tokens + stage.sampling.max_tokens
-    return PlannedStage(name, stage, stage.cluster, hosted, Member("rollout", policy), longest, assumed)
+def _planned(name: str, stage: StageBase, made: Shapes) -> PlannedStage:
+    spec, members, assumed = spec_of(stage), dict[PlacedRole, Member](), dict[str, None]()
+    for model in spec.models(stage):
+        path, first = model.source.path, spec.models(stage)[0]
+        if not members or path is None or is_placeholder(path) or (Path(path) / "config.json").is_file():
+            shape = _shape(model.source, made, _vocabulary(spec.tokenizer(stage)) if path is None else None)
+        else:
+            shape = members[first.role].shape
+            assumed[f"the {model.key} model is as large as the {first.key}, because {path} does not exist yet."] = None
+        members[model.role] = Member(model.role, shape, model.head, model.trained)
+    engine = members.pop("rollout", None)
+    longest, _ = spec.longest(stage)
+    return PlannedStage(name, stage, stage.cluster, list(members.values()), engine, longest, list(assumed))
 
 
-def _ppo_models(stage: PpoStage, policy: ModelShape, made: Shapes, assumed: list[str]) -> Iterator[Member]:
-    start, reward = policy, stage.reward_path
-    if reward is not None and (is_placeholder(reward) or (Path(reward) / "config.json").is_file()):
-        start = _shape(ModelSettings(path=reward), made)
-    elif reward is not None:
-        assumed.append(f"the reward model is as large as the policy, because {reward} does not exist yet.")
-    yield Member("actor", policy, trained=True)
-    if stage.algorithm.needs_critic:
-        yield Member("critic", _shape(stage.critic, made) if stage.critic else start, "scalar", True)
-    yield Member("reference", _shape(stage.reference, made) if stage.reference else policy)
-    if reward is not None:
-        yield Member("reward", start, "scalar")
+def _vocabulary(tokenizer: TokenizerSource) -> int | None:
+    """Return the number of tokens, which a model with fresh weights takes."""
+    return len(load_tokenizer(tokenizer.folder)) if tokenizer.folder else tokenizer.vocab_size
 
 
 def _shape(model: ModelSettings, made: Shapes, vocab: int | None = None) -> ModelShape:
@@ -130,24 +97,13 @@ def _shape(model: ModelSettings, made: Shapes, vocab: int | None = None) -> Mode
     return shape_of(model_checks.model_config(model), vocab)
 
 
-def work_of(settings: Any) -> Work:
+def work_of(stage: StageBase) -> Work:
     """Take the elements of a typical step evenly from the shortest to the longest of a sample of the stage's data."""
-    elements, assumed = _elements(settings)
-    if isinstance(settings, TrainStage):
-        return Work([evenly(elements, settings.batch_size)], [], [], assumed)
-    answer = settings.sampling.max_tokens
-    assumed = [f"every answer has the maximum length, {answer} tokens.", *assumed]
-    if isinstance(settings, RankStage):
-        requests = round(CHUNK_PROMPTS * (sum(settings.answers_per_prompt) / 2))
-        return Work([], [], [length for (length,) in evenly(elements, requests)], assumed)
-    if not isinstance(settings, PpoStage):
-        raise TypeError(f"the work of stages of type {type(settings).__name__} is not known")
-    drawn = evenly(elements, settings.prompts_per_step)
-    prompts = [length for (length,) in drawn for _ in range(settings.samples_per_prompt)]
-    sequences = [[length + answer] for length in prompts]
-    number = -(-len(sequences) // settings.algorithm.minibatch_size)
-    minibatches = [sequences[start::number] for start in range(number)]
-    return Work(minibatches * settings.algorithm.epochs, sequences, prompts, assumed)
+    spec = spec_of(stage)
+    elements, assumed = _elements(stage)
+    if (sampling := spec.sampling(stage)) is not None:
+        assumed = [f"every answer has the maximum length, {sampling.max_tokens} tokens.", *assumed]
+    return replace(spec.work(stage, elements), assumed=assumed)
 
 
 def micro_batches(elements: Elements, ranks: int, budget: int) -> Elements:
@@ -156,35 +112,16 @@ def micro_batches(elements: Elements, ranks: int, budget: int) -> Elements:
     return [[length for index in micro for length in elements[index]] or [2] for micro in rank]
 
 
-def evenly(elements: Sequence[list[int]], number: int) -> Elements:
-    """Return this number of elements, at equal distances in the order of their sizes."""
-    ordered = sorted(elements, key=sum)
-    return [ordered[int((index + 0.5) * len(ordered) / number)] for index in range(number)]
-
-
-def _elements(settings: Any) -> tuple[Elements, list[str]]:
+def _elements(stage: StageBase) -> tuple[Elements, list[str]]:
     """Return the elements of a sample of the data, or one of the longest there may be; and what that assumes."""
-    trains, why = isinstance(settings, TrainStage), "no data was read"
-    data, model = (settings.data, settings.model) if trains else (settings.prompts, settings.policy)
-    folder = (isinstance(settings, PretrainStage) and settings.tokenizer.path) or model.path
-    if folder and (Path(folder) / "tokenizer_config.json").is_file() and not model_checks.made_later(data):
+    spec, why = spec_of(stage), "no data was read"
+    data, folder = spec.datasets(stage)[0], spec.tokenizer(stage).folder
+    if folder and (Path(folder) / "tokenizer_config.json").is_file() and not model_checks.made_later(data.source):
         try:
-            if found := _read(settings, model_checks.few_rows(data), folder):
+            few, tokenizer = model_checks.few_rows(data.source), load_tokenizer(folder)
+            if found := spec.elements(stage, model_checks.load_rows(data, few, tokenizer, stage.seed).train):
                 return found, []
         except UserError as error:
             why = f"the data cannot be read ({str(error).partition('. ')[0]})"
-    what = "row" if isinstance(settings, PretrainStage) else "sequence"
-    longest = [data.max_tokens] * (4 if isinstance(settings, RewardStage) else 1)
-    return [longest], [f"every {what} has the maximum length, {data.max_tokens} tokens, because {why}."]
-
-
-def _read(settings: Any, data: DataSettings, folder: str) -> Elements:
-    tokenizer, seed = load_tokenizer(folder), settings.seed
-    if isinstance(settings, PretrainStage):
-        rows = packed_rows(datasets.load_documents(data, tokenizer, seed).train, data.max_tokens, seed)
-        return [[len(sequence) for sequence in row.sequences] for row in rows]
-    if isinstance(settings, RewardStage):
-        rankings = datasets.load_rankings(data, tokenizer, seed).train
-        return [[len(sequence) for sequence in ranking.sequences] for ranking in rankings]
-    load = datasets.load_demonstrations if isinstance(settings, TrainStage) else datasets.load_prompts
-    return [[len(row.token_ids)] for row in load(data, tokenizer, seed).train]
+    longest, noun = spec.longest_element(stage)
+    return [longest], [f"every {noun} has the maximum length, {max(longest)} tokens, because {why}."]

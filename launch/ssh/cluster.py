@@ -22,8 +22,9 @@ from quadriga.launch.jobs.logs import follow
 from quadriga.launch.jobs.package import CONFIG, on_cluster
 from quadriga.launch.jobs.submit import JobPackage, submit
 from quadriga.launch.ssh.checks import Facts
-from quadriga.launch.ssh.hosts import Host, call_all, hosts_of, tunnel
+from quadriga.launch.ssh.hosts import Host, call_all, hosts_of, ssh_settings, tunnel
 from quadriga.launch.ssh.preflight import CLIENT_PORT_OFFSET, NODE_PORTS, PreflightReport, run_preflight
+from quadriga.orchestrator.stages.registry import AnyStage
 
 UP_SECONDS = 120.0
 """Longest time for Ray to start on a host."""
@@ -61,12 +62,12 @@ def ray_command(settings: SshSettings, address: str, cores: int | str, head: str
     return [*command, "--dashboard-host=127.0.0.1", f"--dashboard-port={settings.dashboard_port}"]
 
 
-def bring_up(stage: Any, report: PreflightReport, token: str, console: Console) -> None:
+def bring_up(stage: AnyStage, report: PreflightReport, token: str, console: Console) -> None:
     """Start Ray on the head, then on all others at once. token: secret that protects the cluster and its jobs.
 
     When a host fails, end Ray on all of them and raise Fault with the host's name.
     """
-    settings = stage.cluster.ssh
+    settings = ssh_settings(stage)
     head, *others = hosts_of(settings)
     variables = "".join(f"{key}={os.environ[key]}\n" for key in settings.environment)
 
@@ -95,7 +96,7 @@ def bring_down(name: str, settings: SshSettings, console: Console) -> int:
 
 
 def launch(
-    stage: Any,
+    stage: AnyStage,
     config: Path,
     overrides: Sequence[str],
     working_dir: Path | None,
@@ -108,7 +109,7 @@ def launch(
     machine was switched off meanwhile, follow its job instead of starting one.
     Raises UserError for problems that `quadriga hosts` reports, before anything is started.
     """
-    settings = stage.cluster.ssh
+    settings = ssh_settings(stage)
     require_environment(settings)
     head = hosts_of(settings)[0]
     cluster = call_all([head], lambda h: h.call("find_cluster", _remote_paths(stage.name, h.name), DOWN_SECONDS))[
@@ -132,19 +133,19 @@ def launch(
             bring_down(stage.name, settings, console)
 
 
-def require_sound_hosts(stage: Any, console: Console) -> PreflightReport:
+def require_sound_hosts(stage: AnyStage, console: Console) -> PreflightReport:
     """Check the hosts and print their facts. Raises UserError for problems that must be fixed first."""
-    with console.status(f"Checking {len(stage.cluster.ssh.hosts)} hosts"):
+    with console.status(f"Checking {len(ssh_settings(stage).hosts)} hosts"):
         report = run_preflight(stage)
     if report.facts:
-        console.print(report.table(stage.cluster.ssh))
+        console.print(report.table(ssh_settings(stage)))
     if report.problems:
         raise UserError(summary([f"{problem.subject}: {problem.text}" for problem in report.problems]))
     return report
 
 
 def _run(
-    stage: Any, config: Path, overrides: Sequence[str], package: JobPackage, address: str, console: Console
+    stage: AnyStage, config: Path, overrides: Sequence[str], package: JobPackage, address: str, console: Console
 ) -> int:
     """Submit the run unless it is running, and follow it. Ctrl-C stops it cleanly; a second one does not wait."""
     client = connect(address)
@@ -158,9 +159,9 @@ def _run(
         return INTERRUPTED
 
 
-def print_dry_run(stage: Any, console: Console) -> None:
+def print_dry_run(stage: AnyStage, console: Console) -> None:
     """Print the commands that `launch` would run on every host, and the config of the run."""
-    settings = stage.cluster.ssh
+    settings = ssh_settings(stage)
     head, *others = hosts_of(settings)
     for host in (head, *others):
         joins = None if host is head else f"<address of {head.name}>"

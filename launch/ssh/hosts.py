@@ -15,10 +15,17 @@ from typing import Any
 
 from quadriga.actors.launcher_settings import SshSettings
 from quadriga.data.errors import UserError
+from quadriga.orchestrator.stages.registry import AnyStage
 
 SCRIPT = Path(__file__).with_name("remote.py")
 BOOTSTRAP = "import base64,sys;exec(compile(base64.b64decode(sys.stdin.readline()),'remote.py','exec'))"
 CONNECT_SECONDS = 10
+
+
+def ssh_settings(stage: AnyStage) -> SshSettings:
+    """Return `cluster.ssh` of a config that names hosts."""
+    assert stage.cluster.ssh is not None
+    return stage.cluster.ssh
 
 
 class HostFailure(Exception):

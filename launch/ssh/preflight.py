@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -13,10 +12,12 @@ from quadriga.actors.launcher_settings import SshSettings
 from quadriga.data.errors import UserError
 from quadriga.launch.checks.machine import pins
 from quadriga.launch.checks.report import CheckResult
-from quadriga.launch.checks.stage import check_placement, check_tensor_parallel, single_stages
+from quadriga.launch.checks.stage import check_placement, check_tensor_parallel
+from quadriga.launch.config.load import single_stages
 from quadriga.launch.ssh.checks import Facts, check_addresses, check_connections, check_host, check_sharing, facts_of
-from quadriga.launch.ssh.hosts import Host, call_all, check_connectivity, hosts_of
+from quadriga.launch.ssh.hosts import Host, call_all, check_connectivity, hosts_of, ssh_settings
 from quadriga.orchestrator.cluster.placement import Machine
+from quadriga.orchestrator.stages.registry import AnyStage
 
 FACTS_SECONDS = 60.0
 LISTEN_SECONDS = 6.0
@@ -64,9 +65,9 @@ class PreflightReport:
         return table
 
 
-def run_preflight(stage: Any) -> PreflightReport:
+def run_preflight(stage: AnyStage) -> PreflightReport:
     """Check the hosts of `stage.cluster.ssh`. Each kind of check needs the earlier ones to have passed."""
-    settings, report = stage.cluster.ssh, PreflightReport()
+    settings, report = ssh_settings(stage), PreflightReport()
     if stage.run_dir is None or not Path(stage.run_dir).is_absolute():
         text = f"`run_dir` is {stage.run_dir or 'not set'}: give an absolute path on storage that every host mounts."
         report.results.append(CheckResult("problem", stage.name, text))
@@ -132,9 +133,9 @@ def _check_sharing(hosts: Sequence[Host], run_dir: str, report: PreflightReport)
     report.results += check_sharing(run_dir, write_errors, by_host)
 
 
-def _check_placement(stage: Any, report: PreflightReport) -> None:
+def _check_placement(stage: AnyStage, report: PreflightReport) -> None:
     machines = [Machine(facts.address, facts.cores, len(facts.gpus)) for facts in report.facts.values()]
-    for single in single_stages(stage):
+    for name, single in single_stages(stage):
         device = single.cluster.device
         if device == "auto":
             device = "cuda" if any(machine.gpus for machine in machines) else "cpu"
@@ -142,4 +143,4 @@ def _check_placement(stage: Any, report: PreflightReport) -> None:
             check_tensor_parallel(single)
             check_placement(single, device, machines)
         except UserError as error:
-            report.results.append(CheckResult("problem", single.name, str(error)))
+            report.results.append(CheckResult("problem", name, str(error)))

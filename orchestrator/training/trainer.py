@@ -40,8 +40,6 @@ class TrainingStage(ABC):
     clean stops.
     """
 
-    stage: ClassVar[str]
-    """Kind of stage, as in `stage:`."""
     trained: ClassVar[tuple[str, ...]]
     """Roles with an optimizer: what a checkpoint holds."""
 
@@ -169,7 +167,7 @@ class TrainingStage(ABC):
         tracker = Tracker(
             self.run,
             settings.tracking,
-            self.stage,
+            settings.stage,
             settings.name,
             settings.model_dump(mode="json"),
             run_id=self.state.tracker_id or self.run.read_run().get("tracker_id"),

@@ -47,7 +47,6 @@ from quadriga.orchestrator.training.trainer import TrainingStage
 class Ppo(TrainingStage):
     """PPO: drives actor, critic, reference, reward model and the vLLM workers that answer."""
 
-    stage = "ppo"
     trained = ("actor", "critic")
     settings: PpoStage
 

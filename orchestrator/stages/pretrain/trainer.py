@@ -2,8 +2,8 @@
 
 from quadriga.actors.model.batch import Element
 from quadriga.actors.model.folder import check_context, model_path
-from quadriga.data.loading.batch_order import batch_indices
 from quadriga.data.records import Tokens
+from quadriga.orchestrator.stages.pretrain.rows import packed_documents
 from quadriga.orchestrator.stages.pretrain.spec import PretrainStage
 from quadriga.orchestrator.training.supervised import SupervisedStage, masked_element
 
@@ -11,7 +11,6 @@ from quadriga.orchestrator.training.supervised import SupervisedStage, masked_el
 class Pretrain(SupervisedStage):
     """Next-token prediction on documents packed into rows of about `data.max_tokens` tokens."""
 
-    stage = "pretrain"
     settings: PretrainStage
 
     def load_inputs(self) -> None:
@@ -44,14 +43,5 @@ class Pretrain(SupervisedStage):
 
 
 def packed_rows(rows: list[Tokens], max_tokens: int, seed: int) -> list[Element]:
-    """Fill shuffled documents into rows of at most `max_tokens` tokens; attention stays inside each document."""
-    result: list[list[Tokens]] = []
-    room = 0
-    for index in batch_indices(0, len(rows), len(rows), seed) if rows else []:
-        row = rows[index]
-        if len(row.token_ids) > room:
-            result.append([])
-            room = max_tokens
-        result[-1].append(row)
-        room -= len(row.token_ids)
-    return [masked_element(row) for row in result]
+    """Return an element per packed row; attention stays inside each document."""
+    return [masked_element(row) for row in packed_documents(rows, max_tokens, seed)]

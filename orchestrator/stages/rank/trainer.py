@@ -15,20 +15,15 @@ from quadriga.orchestrator.cluster.processes import RolloutPlan, connected, proc
 from quadriga.orchestrator.faults.recovery import Recovery
 from quadriga.orchestrator.rewards.base import Reward, RewardContext
 from quadriga.orchestrator.rollout.pool import RolloutPool
-from quadriga.orchestrator.stages.rank.spec import RankStage
+from quadriga.orchestrator.stages.rank.spec import CHUNK_PROMPTS, RankStage
 from quadriga.orchestrator.tracking.console import StageProgress
 from quadriga.orchestrator.tracking.tracker import Replay
 from quadriga.orchestrator.training.stop import Stop
 from quadriga.orchestrator.training.trainer import note_skipped
 
-CHUNK_PROMPTS = 256
-"""Prompts per chunk that is sampled, scored and written: what an interruption can cost."""
-
 
 class Rank:
     """One pass over the prompts, in chunks that survive an interruption."""
-
-    stage = "rank"
 
     def __init__(self, settings: RankStage, run: RunDir):
         self.settings, self.run = settings, run

@@ -24,7 +24,6 @@ ZERO_ROWS = 1024
 class Reward(SupervisedStage):
     """A reward model trained on rankings."""
 
-    stage = "reward"
     trained = ("reward",)
     settings: RewardStage
 

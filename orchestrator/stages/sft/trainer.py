@@ -9,7 +9,6 @@ from quadriga.orchestrator.training.supervised import SupervisedStage, masked_el
 class Sft(SupervisedStage):
     """Fine-tuning on demonstrations."""
 
-    stage = "sft"
     settings: SftStage
 
     def load_inputs(self) -> None:

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
+from quadriga.data.errors import UserError
 from quadriga.launch.checks.stage import check_config
 from quadriga.launch.config.load import load_config
+from quadriga.orchestrator.settings import TrainStage
 
 
 def test_checks_of_a_sound_ppo_config(tmp_path: Path, model: Path) -> None:
@@ -28,3 +32,8 @@ def test_checks_of_a_sound_ppo_config(tmp_path: Path, model: Path) -> None:
     ):
         assert message in texts
     assert not [result for result in results if result.level == "problem"]
+
+
+def test_an_unknown_stage_is_an_error(unknown_stage: TrainStage) -> None:
+    with pytest.raises(UserError, match="`stage: unknown` is not a stage"):
+        check_config(unknown_stage)

@@ -256,7 +256,7 @@ def test_overrides_of_shared_keys_reach_every_stage(pipeline: Path) -> None:
 def test_build_inserts_inputs(pipeline: Path) -> None:
     stage = load_config(pipeline)
     entry = stage.repeat[0]
-    assert placeholders(entry)["prompts.train"] == ["<tune.answers>"]
+    assert placeholders(entry)["prompts.train"] == "<tune.answers>"
     built = build(entry.config, {"policy.path": "/p", "reward.path": "/r", "prompts.train": ["/a", "/b"]})
     assert (built.policy.path, built.reward.path) == ("/p", "/r")
     assert [source.path for source in built.prompts.train] == ["/a", "/b"]

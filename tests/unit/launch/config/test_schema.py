@@ -7,13 +7,14 @@ import pytest
 from pydantic import BaseModel
 
 from quadriga.launch.config.error_messages import models_in
-from quadriga.launch.config.load import STAGES
+from quadriga.orchestrator.pipeline_settings import PipelineStage
+from quadriga.orchestrator.stages.registry import STAGES
 
 
 def settings_classes() -> list[type[BaseModel]]:
     """Every settings class that a config can reach."""
     found: dict[str, type[BaseModel]] = {}
-    waiting = list(STAGES.values())
+    waiting: list[type[BaseModel]] = [PipelineStage, *(spec.settings for spec in STAGES.values())]
     while waiting:
         model = waiting.pop()
         if model.__name__ not in found:

@@ -1,10 +1,11 @@
 """Elements of a step of typical size, and stages that nobody has planned for."""
 
-from types import SimpleNamespace
-
 import pytest
 
-from quadriga.launch.plan.workload import evenly, micro_batches, planned_stages, work_of
+from quadriga.data.errors import UserError
+from quadriga.launch.plan.workload import micro_batches, planned_stages, work_of
+from quadriga.orchestrator.settings import TrainStage
+from quadriga.orchestrator.stages.work import evenly
 
 
 def test_elements_are_taken_evenly() -> None:
@@ -16,13 +17,11 @@ def test_micro_batches_keep_to_their_budget() -> None:
     assert sorted(map(sorted, micro_batches([[2, 3], [4], [5]], 1, 9))) == [[2, 3, 4], [5]]
 
 
-def test_unknown_stages_are_not_planned() -> None:
-    with pytest.raises(TypeError, match="SimpleNamespace cannot be planned"):
-        planned_stages(SimpleNamespace(name="new"))
+def test_unknown_stages_are_not_planned(unknown_stage: TrainStage) -> None:
+    with pytest.raises(UserError, match="`stage: unknown` is not a stage"):
+        planned_stages(unknown_stage)
 
 
-def test_unknown_stages_have_no_work() -> None:
-    prompts = SimpleNamespace(max_tokens=8)
-    stage = SimpleNamespace(prompts=prompts, policy=SimpleNamespace(path=None), sampling=SimpleNamespace(max_tokens=8))
-    with pytest.raises(TypeError, match="SimpleNamespace is not known"):
-        work_of(stage)
+def test_unknown_stages_have_no_work(unknown_stage: TrainStage) -> None:
+    with pytest.raises(UserError, match="`stage: unknown` is not a stage"):
+        work_of(unknown_stage)
