@@ -55,7 +55,7 @@ test: unit
 	$(TEST_ENV) $(BIN)/python -m pytest tests/integration tests/examples tests/e2e
 
 unit: setup
-	$(TEST_ENV) $(BIN)/python -m pytest -n auto tests/unit
+	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal tests/unit
 
 slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests

@@ -111,6 +111,7 @@ def test_names_are_never_executed(exclusive: bool, code: int, tmp_path: Path, mo
     commands, folder = tmp_path / "bin", tmp_path / HOSTILE
     commands.mkdir()
     stubs = {"srun": 'printf "%s\\n" "$@" -- >>"$CALLS"; [[ $* != *quadriga.launch* ]] || exit "$CODE"', "sbatch": ""}
+    stubs["sleep"] = "exec /bin/sleep 0.05"
     for name, text in stubs.items():
         (commands / name).write_text(f"#!/bin/bash\n{text}\n")
         (commands / name).chmod(0o755)
@@ -152,8 +153,9 @@ def test_a_step_longer_than_the_warning_is_given_up(tmp_path: Path) -> None:
     run_dir={tmp_path} warning=30 give_up_at='' SLURM_JOB_ID=9
     {waiting}
     scontrol() {{ echo "scontrol $*"; kill "$step"; }}  # as Slurm does
+    sleep() {{ command sleep 0.05; }}
     trap on_time_limit USR1
-    sleep 60 & step=$!
+    command sleep 60 & step=$!
     kill -USR1 $$
     await $step
     echo "code $code"
