@@ -12,7 +12,6 @@ from quadriga.orchestrator.attempt import failure_recorded, run_stage, versions
 from quadriga.orchestrator.cluster.processes import connected
 from quadriga.orchestrator.pipeline_settings import PipelineStage, StageEntry
 from quadriga.orchestrator.settings import StageBase
-from quadriga.orchestrator.stages.base import StageSpec
 from quadriga.orchestrator.stages.registry import spec_named, spec_of
 
 Build = Callable[[Mapping[str, Any], Mapping[str, Any]], StageBase]
@@ -21,16 +20,16 @@ Build = Callable[[Mapping[str, Any], Mapping[str, Any]], StageBase]
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """A finished stage of the pipeline: its entry's name, its kind, its round and its run directory."""
+    """A finished stage of the pipeline: its entry's name, what it made, its round and its run directory."""
 
     name: str
-    spec: StageSpec[Any]
+    outputs: Mapping[str, str]
     round: int
     run: RunDir
 
     def output(self, name: str) -> str:
         """Return the path of one of its outputs."""
-        return str(self.run.path / self.spec.outputs[name])
+        return str(self.run.path / self.outputs[name])
 
 
 def run_pipeline(pipeline: PipelineStage, run: RunDir, build: Build, allowed: Sequence[str] = ()) -> int:
@@ -48,7 +47,7 @@ def run_pipeline(pipeline: PipelineStage, run: RunDir, build: Build, allowed: Se
             if not run_stage(settings, RunDir.create(folder), allowed):
                 run.end_attempt("interrupted")
                 return INTERRUPTED
-            done.append(FinishedStage(entry.name, spec_of(settings), round_, RunDir(folder)))
+            done.append(FinishedStage(entry.name, spec_of(settings).makes(settings), round_, RunDir(folder)))
         publish_results(run, done)
         _evaluate(pipeline, run, done)
     run.end_attempt("finished")
@@ -79,7 +78,7 @@ def resolve_inputs(entry: StageEntry, done: list[FinishedStage]) -> dict[str, An
         elif found:
             resolved[key] = found[0]
         else:
-            available = ", ".join(f"{d.name}.{output}" for d in done for output in d.spec.outputs) or "none"
+            available = ", ".join(f"{d.name}.{output}" for d in done for output in d.outputs) or "none"
             raise UserError(f"Stage {entry.name}: input {key} needs {' or '.join(names)}; available: {available}.")
     return resolved
 
@@ -87,7 +86,7 @@ def resolve_inputs(entry: StageEntry, done: list[FinishedStage]) -> dict[str, An
 def publish_results(run: RunDir, done: list[FinishedStage]) -> None:
     """Copy the newest policy, critic and reward model to the pipeline's own export/."""
     for name in ("policy", "critic", "reward"):
-        newest = [d for d in done if name in d.spec.outputs]
+        newest = [d for d in done if name in d.outputs]
         if newest:
             replace_folder(newest[-1].output(name), run.export_dir / name)
 
@@ -95,7 +94,7 @@ def publish_results(run: RunDir, done: list[FinishedStage]) -> None:
 def _outputs(name: str, done: list[FinishedStage]) -> list[str]:
     """Return the paths of all outputs called `<entry>.<output>`, newest first."""
     entry, _, output = name.partition(".")
-    return [d.output(output) for d in reversed(done) if d.name == entry and output in d.spec.outputs]
+    return [d.output(output) for d in reversed(done) if d.name == entry and output in d.outputs]
 
 
 def _settings(
@@ -124,9 +123,9 @@ def _evaluate(pipeline: PipelineStage, run: RunDir, done: list[FinishedStage]) -
         return
     from quadriga.orchestrator.evaluation.report import summary
 
-    policies = [d for d in done if "policy" in d.spec.outputs]
+    policies = [d for d in done if "policy" in d.outputs]
     stages = [(label(d, policies), d.output("policy"), _seconds(d.run)) for d in policies]
-    rewards = [d.output("reward") for d in done if "reward" in d.spec.outputs]
+    rewards = [d.output("reward") for d in done if "reward" in d.outputs]
     summary(run, stages, rewards[-1] if rewards else None, pipeline.evaluation, pipeline.cluster, pipeline.seed)
 
 

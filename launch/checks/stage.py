@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from quadriga.actors.model.folder import check_same_tokenizer, model_path
 from quadriga.actors.runtime.device import cores
@@ -15,8 +14,8 @@ from quadriga.launch.config.load import is_placeholder, single_stages
 from quadriga.launch.config.unused_settings import unused_on_this_machine
 from quadriga.orchestrator.cluster.placement import Machine, Placement, place, resource_requests
 from quadriga.orchestrator.pipeline_settings import PipelineStage, StageEntry
+from quadriga.orchestrator.rewards.base import require_no_model
 from quadriga.orchestrator.settings import StageBase
-from quadriga.orchestrator.stages.base import StageSpec
 from quadriga.orchestrator.stages.registry import AnyStage, spec_of
 
 
@@ -50,26 +49,25 @@ def _check_pipeline(pipeline: PipelineStage, report: CheckReport) -> None:
     for entry in pipeline.entries:
         stage = stages[entry.name]
         _check_stage(stage, report, entry.name)
-        report.run(_check_inputs, entry, made)
+        report.run(_check_inputs, entry, {name: made[name].makes(each) for name, each in stages.items()})
         # Later stages generate with the model that it makes.
         for model in made[entry.name].models(stage) if generates else []:
             if model.fresh:
                 report.run(_check_cpu_generation, model.source, stage)
     if pipeline.evaluation is not None:
         report.subject = "evaluation"
+        report.run(require_no_model, pipeline.evaluation.gold_reward, "evaluation.gold_reward")
         report.run(pipeline.evaluation.gold_reward.check)
         report.run(model_checks.check_rows, pipeline.evaluation.prompts.data)
 
 
-def _check_inputs(entry: StageEntry, made: Mapping[str, StageSpec[Any]]) -> None:
-    """Check that every input names an output of its stage. made: name of an entry -> its StageSpec."""
+def _check_inputs(entry: StageEntry, made: Mapping[str, Mapping[str, str]]) -> None:
+    """Check that every input names an output of its stage. made: name of an entry -> its outputs."""
     for key, source in entry.inputs.items():
         for wanted in [source] if isinstance(source, str) else source:
             name, _, output = wanted.partition(".")
-            if output not in made[name].outputs:
-                raise UserError(
-                    f"Input `{key}`: `{wanted}` is not an output of {name}{nearest(output, made[name].outputs)}"
-                )
+            if output not in made[name]:
+                raise UserError(f"Input `{key}`: `{wanted}` is not an output of {name}{nearest(output, made[name])}")
 
 
 def _check_stage(stage: StageBase, report: CheckReport, subject: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from quadriga.data.errors import UserError
 from quadriga.data.records import Sample
 from quadriga.data.settings import Settings
 
@@ -78,6 +79,15 @@ class RewardSettings(Settings, ABC):
     @abstractmethod
     def start(self, context: RewardContext) -> Reward:
         """Return the reward, ready to score."""
+
+
+def require_no_model(reward: RewardSettings | None, key: str) -> None:
+    """Raise UserError for a reward that needs a model where none is started. key: where the config names it."""
+    if reward is not None and reward.model_path is not None:
+        raise UserError(
+            f"`{key}.type: {reward.type}` needs a reward model in processes of its own, and only `reward` of a PPO "
+            "stage has them. Take a function, or a reward without a model."
+        )
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,10 @@ class StageSpec(ABC, Generic[S]):
         """Return where the tokenizer comes from: the first model."""
         return TokenizerSource(self.models(settings)[0].source.path)
 
+    def makes(self, settings: S) -> Mapping[str, str]:
+        """Return the outputs that a run with these settings leaves, as `outputs`."""
+        return self.outputs
+
     def longest(self, settings: S) -> tuple[int, str]:
         """Return the tokens of the longest sequence, and the keys that allow it."""
         data, sampling = self.datasets(settings)[0], self.sampling(settings)

@@ -1,6 +1,6 @@
 """The PPO stage: its settings and its StageSpec."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -10,7 +10,7 @@ from quadriga.data.errors import UserError
 from quadriga.data.registry import Choice
 from quadriga.data.settings import DataSettings
 from quadriga.orchestrator.algorithms.settings import AlgorithmSettings
-from quadriga.orchestrator.rewards.base import RewardSettings
+from quadriga.orchestrator.rewards.base import RewardSettings, require_no_model
 from quadriga.orchestrator.rewards.registry import REWARDS
 from quadriga.orchestrator.settings import StageBase
 from quadriga.orchestrator.stages.base import StageData, StageModel, StageSpec, UnusedKey
@@ -83,8 +83,20 @@ class PpoSpec(StageSpec[PpoStage]):
         """Return the reward and the gold reward."""
         return [reward for reward in (settings.reward, settings.gold_reward) if reward is not None]
 
+    def makes(self, settings: PpoStage) -> Mapping[str, str]:
+        """Return policy, and critic if there is one."""
+        critic = settings.algorithm.needs_critic
+        return {name: path for name, path in self.outputs.items() if critic or name != "critic"}
+
     def check(self, settings: PpoStage) -> None:
-        """Raise UserError if the critic has no weights to start from."""
+        """Raise UserError if the critic has no weights to start from, or answers have none to be compared with."""
+        estimator = settings.algorithm.estimator
+        if estimator.needs_group and settings.samples_per_prompt == 1:
+            raise UserError(
+                f"`algorithm.estimator.type: {estimator.type}` compares the answers to a prompt, and "
+                "`samples_per_prompt` is 1: nothing would be learned. Set it to 4 or more."
+            )
+        require_no_model(settings.gold_reward, "gold_reward")
         if settings.algorithm.needs_critic and settings.critic is None and settings.reward_path is None:
             raise UserError(
                 "The critic starts from the reward model, and a function is not a model. Name a model folder with "
@@ -92,10 +104,13 @@ class PpoSpec(StageSpec[PpoStage]):
             )
 
     def unused(self, settings: PpoStage) -> Iterator[UnusedKey]:
-        """Yield what the KL coefficient or the number of samples makes idle."""
+        """Yield what the KL coefficient, the estimator or the number of samples makes idle."""
         samples = settings.prompts_per_step * settings.samples_per_prompt
         if settings.algorithm.kl.coefficient == 0:
             yield ("algorithm", "kl", "adaptive"), "it multiplies `algorithm.kl.coefficient`, which is 0"
+        if not settings.algorithm.needs_critic:
+            reason = f"the estimator {settings.algorithm.estimator.type!r} needs no critic"
+            yield from ((key, reason) for key in (("critic",), ("critic_optimizer",), ("algorithm", "value_clip")))
         if settings.algorithm.minibatch_size > samples:
             yield ("algorithm", "minibatch_size"), f"a step has only {samples} samples"
 

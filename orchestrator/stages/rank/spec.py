@@ -10,7 +10,7 @@ from quadriga.data.errors import UserError
 from quadriga.data.registry import Choice
 from quadriga.data.rundir import RunDir
 from quadriga.data.settings import DataSettings
-from quadriga.orchestrator.rewards.base import RewardSettings
+from quadriga.orchestrator.rewards.base import RewardSettings, require_no_model
 from quadriga.orchestrator.rewards.registry import REWARDS
 from quadriga.orchestrator.settings import StageBase
 from quadriga.orchestrator.stages.base import StageData, StageModel, StageSpec, UnusedKey
@@ -69,6 +69,7 @@ class RankSpec(StageSpec[RankStage]):
             raise UserError(
                 f"`answers_per_prompt` is [{fewest}, {most}]: both must be at least 2, the smaller number first."
             )
+        require_no_model(settings.annotator, "annotator")
 
     def unused(self, settings: RankStage) -> Iterator[UnusedKey]:
         """Yield the faults, which need a training step to happen in."""
