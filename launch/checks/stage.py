@@ -12,6 +12,7 @@ from quadriga.launch.checks.report import CheckReport, CheckResult, gpu_count
 from quadriga.launch.config.error_messages import summary
 from quadriga.launch.config.load import is_placeholder, single_stages
 from quadriga.launch.config.unused_settings import unused_on_this_machine
+from quadriga.orchestrator.attempt import trainer_class
 from quadriga.orchestrator.cluster.placement import Machine, Placement, place, resource_requests
 from quadriga.orchestrator.pipeline_settings import PipelineStage, StageEntry
 from quadriga.orchestrator.rewards.base import require_no_model
@@ -87,6 +88,13 @@ def _check_stage(stage: StageBase, report: CheckReport, subject: str) -> None:
         for path in _scorers(stage):
             report.run(model_checks.check_reward_model, path)
         _check_data(stage, report)
+    if all(result.level != "problem" for result in report.results):
+        report.run(_check_trainer, stage)  # takes seconds, and a run needs the same import next
+
+
+def _check_trainer(stage: StageBase) -> None:
+    """Check that the stage's trainer can be imported."""
+    trainer_class(stage)
 
 
 def _check_settings(stage: StageBase) -> None:

@@ -1,6 +1,8 @@
 """Checks of a config."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,3 +39,22 @@ def test_checks_of_a_sound_ppo_config(tmp_path: Path, model: Path) -> None:
 def test_an_unknown_stage_is_an_error(unknown_stage: TrainStage) -> None:
     with pytest.raises(UserError, match="`stage: unknown` is not a stage"):
         check_config(unknown_stage)
+
+
+def test_a_trainer_that_cannot_be_imported_is_a_problem(
+    sft: dict[str, Any], write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd_stage.py").write_text(
+        "from quadriga.orchestrator.settings import TrainStage\n"
+        "from quadriga.orchestrator.stages.sft.spec import SFT\n"
+        "class OddStage(TrainStage): pass\n"
+        "class OddSpec(type(SFT)):\n"
+        "    def unused(self, settings): yield from ()\n"
+        "SPEC = OddSpec(settings=OddStage, trainer='odd_trainer:Odd', loader=SFT.loader)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    results = check_config(load_config(write(sft | {"stage": "odd_stage:SPEC"})))
+    assert [result.text for result in results if result.level == "problem"] == [
+        "The trainer of `stage: odd_stage:SPEC` cannot be used: `odd_trainer:Odd` cannot be imported "
+        "(ModuleNotFoundError: No module named 'odd_trainer')."
+    ]
