@@ -1,11 +1,11 @@
 """The recipes of docs/extending.md for PPO: estimator, reward and loss part, from files outside the tree."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from helpers.recipes import write_recipes
 from helpers.small_stages import stage
 
 from quadriga.data.rundir import RunDir
@@ -13,22 +13,13 @@ from quadriga.launch.cli.app import main
 from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.integration
-PAGE = Path(__file__).parents[2] / "docs/extending.md"
-
-
-def recipe_files(folder: Path, *names: str) -> None:
-    """Write the files that the page shows, each of which begins with a comment that names it."""
-    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    shown = dict(blocks)
-    for name in names:
-        (folder / name).write_text(shown[name])
 
 
 @pytest.fixture(scope="module")
 def run(ray_cluster: None, made_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """PPO of two steps with everything of the user's, started in the folder of the files."""
     folder = tmp_path_factory.mktemp("extending")
-    recipe_files(folder, "centred.py", "brevity.py", "anchor.py", "anchor_loss.py")
+    write_recipes(folder, "centred.py", "brevity.py", "anchor.py", "anchor_loss.py")
     raw: dict[str, Any] = stage("ppo", folder, made_model)
     raw |= {"reward": {"type": "brevity:Brevity", "per_token": 0.5}, "total_steps": 2}
     raw["algorithm"] |= {

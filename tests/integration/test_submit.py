@@ -17,6 +17,7 @@ import requests
 import yaml
 from helpers.cut_proxy import cut_proxy
 from helpers.ray_head import Head, ray_head
+from helpers.recipes import write_recipes
 from helpers.small_stages import KEY, stage
 
 from quadriga.data.rundir import RunDir
@@ -113,13 +114,17 @@ def story(head: Head, made_model: Path, tmp_path_factory: pytest.TempPathFactory
     )
 
 
-def start(head: Head, *words: str, out: Any = subprocess.PIPE, **variables: str) -> "subprocess.Popen[str]":
+def start(
+    head: Head, *words: str, out: Any = subprocess.PIPE, folder: Path | None = None, **variables: str
+) -> "subprocess.Popen[str]":
     """A quadriga command on this machine, which is not the cluster's. out: where its output goes."""
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "COLUMNS": "200"} | variables
     command = [sys.executable, "-m", "quadriga.launch", *words, "--address", head.address]
     # What starts tests in the background may have them ignore Ctrl-C, which a child would inherit.
     ctrl_c = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.PIPE, text=True, preexec_fn=ctrl_c)
+    return subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=out, stderr=subprocess.PIPE, text=True, preexec_fn=ctrl_c
+    )
 
 
 def finish(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
@@ -237,3 +242,26 @@ def test_without_the_token(head: Head, variables: dict[str, str], said: str) -> 
     done = finish(start(head, "jobs", **variables))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert said in " ".join(done.stderr.split())
+
+
+def test_a_user_s_modules_travel_with_the_job(head: Head, made_model: Path, tmp_path: Path) -> None:
+    """Estimator, reward and loss part from --working-dir: in the driver, and in a model worker of the cluster."""
+    modules = tmp_path / "modules"
+    write_recipes(modules, "centred.py", "brevity.py", "anchor.py", "anchor_loss.py")
+    raw = stage("ppo", tmp_path, made_model)
+    raw |= {"reward": {"type": "brevity:Brevity"}, "total_steps": 1, "name": "extended"}
+    raw["algorithm"] |= {
+        "estimator": {"type": "centred:Centred"},
+        "parts": [{"type": "anchor:Anchor", "coefficient": 0.1}],
+        "missing_eos_penalty": 0.0,
+    }
+    del raw["critic_optimizer"]
+    (tmp_path / "ppo.yaml").write_text(yaml.safe_dump(raw))
+    words = ["submit", str(tmp_path / "ppo.yaml"), "tracking.wandb=false", "--working-dir", "."]
+    done = finish(start(head, *words, folder=modules))
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = RunDir(tmp_path / "run")
+    (row,) = read_metrics(run.metrics_path)
+    assert row["reward/score"] == pytest.approx(-0.1 * row["rollout/response_length"], rel=1e-6)
+    assert row["actor/anchor_loss"] > 0
+    assert {name.split()[0] for name in run.read_run()["processes"]} == {"actor", "reference", "rollout"}
