@@ -1,10 +1,12 @@
 """Settings of what runs inside actors: models, optimizers, sampling, and `cluster:` (hardware)."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from quadriga.actors.launcher_settings import KubernetesSettings, SlurmSettings, SshSettings
+from quadriga.actors.transfer_settings import TRANSFERS, ObjectStore, TransferSettings
+from quadriga.data.registry import Choice
 from quadriga.data.settings import Settings
 
 Role = Literal["actor", "critic", "reference", "reward"]
@@ -168,6 +170,8 @@ class ClusterSettings(Settings):
     """Further DeepSpeed JSON, merged over ours; keys that decide batch size, accumulation or clipping are refused."""
     bucket_bytes: int = Field(256 << 20, ge=1 << 16)
     """Size of a weight-sync bucket, in bytes."""
+    weight_transfer: Annotated[TransferSettings, Choice(TRANSFERS)] = ObjectStore()
+    """How weights go from the trainer into the engines, chosen by `type`."""
     deadlines: DeadlineSettings = DeadlineSettings()
     """Longest waits, in seconds."""
     recovery: RecoverySettings = RecoverySettings()

@@ -116,7 +116,7 @@ class ActorGroup:
         return self._call("update", [(own, lr, temperature) for own in passes], "update", _merge)
 
     def send_weights(self, version: int, workers: dict[str, Any]) -> Pending[tuple[int, dict[str, Lost]]]:
-        """Stream the whole model to rollout workers (name -> handle): bytes sent to each, and losses by name."""
+        """Send the whole model to rollout workers (name -> handle): bytes sent to each, and losses by name."""
         arguments = [(version, workers)] * self.world
         return self._call("send_weights", arguments, "sync", lambda results: results[f"{self.role} 0"].value)
 

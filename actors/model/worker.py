@@ -18,7 +18,9 @@ from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.runtime.device import memory_bytes, start_torch
 from quadriga.actors.runtime.network import use_interface_of
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
+from quadriga.actors.weights.base import Sender
 from quadriga.data.errors import Fault
+from quadriga.data.registry import import_object
 from quadriga.data.tokens.packing import PackedBatch
 from quadriga.kernels.statistics import reduce_statistics
 
@@ -70,6 +72,7 @@ class ModelWorker:
     def __init__(self, spec: ModelWorkerSpec):
         self.spec = spec
         self.steps = 0
+        self.sender: Sender[Any] | None = None
 
     def address(self) -> tuple[str, int]:
         """Return this node's IP address and a free port, for the group's rendezvous."""
@@ -202,20 +205,19 @@ class ModelWorker:
             ) from None
 
     def send_weights(self, version: int, workers: dict[str, Any]) -> WorkerResult:
-        """Stream the whole model to rollout workers (name -> handle): every rank gathers, rank 0 sends.
+        """Send the whole model to rollout workers (name -> handle): every rank gathers, rank 0 sends.
 
-        Returns rank 0's `WeightSyncClient.finish`, and None on the other ranks.
+        Returns the value of `Sender.send`.
         """
         from quadriga.actors.weights.source import gathered_buckets
-        from quadriga.actors.weights.sync_client import WeightSyncClient
 
         began = time.monotonic()
         cluster = self.spec.cluster
-        client = WeightSyncClient(workers, version, cluster.deadlines) if self.spec.rank == 0 else None
-        for bucket in gathered_buckets(self.model, cluster.bucket_bytes, self.weights_to_send()):
-            if client is not None:
-                client.send(bucket)
-        return self._result(client.finish() if client is not None else None, began)
+        if self.sender is None:
+            transfer = cluster.weight_transfer
+            self.sender = import_object(transfer.sender)(transfer, self.spec.rank, cluster.deadlines)
+        buckets = gathered_buckets(self.model, cluster.bucket_bytes, self.weights_to_send())
+        return self._result(self.sender.send(version, workers, buckets), began)
 
     def weights_to_send(self) -> list[tuple[str, Any]]:
         """Return the names and parameters of a sync: always the whole model."""

@@ -1,16 +1,13 @@
 """RolloutWorker: one vLLM engine in a Ray actor, its weights received and committed between steps."""
 
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quadriga.actors.rollout.engine_loop import EngineLoop, Finished, Request
 from quadriga.actors.runtime.device import engine_arguments, memory_bytes, start_torch
 from quadriga.actors.settings import RolloutSettings
+from quadriga.actors.transfer_settings import TransferSettings
 from quadriga.data.errors import Fault
-
-if TYPE_CHECKING:  # imports torch, which the driver need not do
-    from quadriga.actors.weights.bucket import Bucket
 
 
 class RolloutWorker:
@@ -21,19 +18,19 @@ class RolloutWorker:
         self.version: int | None = None
         self._incoming: int | None = None  # the version being received
 
-    def start(self, model: str, dtype: str, max_tokens: int, load: bool) -> dict[str, Any]:
+    def start(self, model: str, dtype: str, max_tokens: int, transfer: TransferSettings | None) -> dict[str, Any]:
         """Start the engine; return seconds, peak memory and memory before the model was loaded, both in bytes.
 
-        max_tokens: longest sequence, prompt and answer together. load: read the weights of the folder `model` (version
-        0) instead of waiting for a sync.
+        max_tokens: longest sequence, prompt and answer together. transfer: how syncs will bring the weights; None reads
+        those of the folder `model`, as version 0.
         """
         began = time.monotonic()
-        self.loop = EngineLoop(lambda: self._build_engine(model, dtype, max_tokens, load))
+        self.loop = EngineLoop(lambda: self._build_engine(model, dtype, max_tokens, load=transfer is None))
         self.working_thread = self.loop.ident
-        # The transfer has nothing to set up, but vLLM wants a mapping.
-        self.loop.call(lambda engine: engine.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}}))
-        if load:
+        if transfer is None:
             self._commit(0)
+        else:
+            self._call_engine("init_weight_transfer_engine", init_info={"transfer": transfer})
         seconds = time.monotonic() - began
         return {
             "seconds": seconds,
@@ -68,25 +65,20 @@ class RolloutWorker:
         self.version, self._incoming = None, version
         self.loop.call(lambda engine: _require_idle(engine).collective_rpc("start_weight_update"))
 
-    def receive_bucket(self, bucket: "Bucket") -> None:
-        """Load one bucket of weights. Raises RuntimeError if it arrived damaged."""
-        info = {"bucket": bucket}
-        self.loop.call(lambda engine: engine.collective_rpc("update_weights", kwargs={"update_info": info}))
+    def receive_weights(self, message: Any) -> None:
+        """Load the weights that a sender's message brings. Raises RuntimeError if it arrived damaged."""
+        self._call_engine("update_weights", update_info={"message": message})
 
     def finish_weight_update(self) -> None:
         """Check and commit the version being received. Raises RuntimeError if weights were left out."""
         assert self._incoming is not None, "no weight update was started"
-        self.loop.call(lambda engine: engine.collective_rpc("finish_weight_update"))
+        self._call_engine("finish_weight_update")
         self._commit(self._incoming)
 
-    def load_folder(self, folder: str, version: int, bucket_bytes: int) -> None:
+    def load_folder(self, folder: str, version: int) -> None:
         """Load the weights of a model folder by the same path as a sync, as the given version."""
-        from quadriga.actors.weights.bucket import pack_bucket
-        from quadriga.actors.weights.source import buckets, folder_tensors
-
         self.start_weight_update(version)
-        for tensors in buckets(folder_tensors(Path(folder)), bucket_bytes):
-            self.receive_bucket(pack_bucket(tensors))
+        self._call_engine("update_weights", update_info={"folder": folder})
         self.finish_weight_update()
 
     def memory(self) -> int:
@@ -99,7 +91,7 @@ class RolloutWorker:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from quadriga.actors.weights.object_store import BACKEND
+        from quadriga.actors.weights.engine import BACKEND, EXTENSION
 
         settings = self.settings
         start_torch(self.device, settings.threads)
@@ -117,6 +109,7 @@ class RolloutWorker:
             logprobs_mode="processed_logprobs",
             distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            worker_extension_cls=EXTENSION,  # registers the backend in every process of the engine
             load_format="auto" if load else "dummy",
             disable_log_stats=True,
             trust_remote_code=False,
@@ -124,6 +117,10 @@ class RolloutWorker:
         )
         arguments |= engine_arguments(self.device, max_tokens) | settings.engine
         return LLMEngine.from_engine_args(EngineArgs(**arguments))
+
+    def _call_engine(self, method: str, **arguments: Any) -> None:
+        """Call a method of vLLM's worker in every process of the engine, between two steps."""
+        self.loop.call(lambda engine: engine.collective_rpc(method, kwargs=arguments))
 
     def _commit(self, version: int) -> None:
         """Drop the prefix cache, which holds values of the old weights, and mark answers with the new version."""

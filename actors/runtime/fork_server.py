@@ -35,11 +35,12 @@ MODEL_MODULES = (
     "quadriga.actors.model.equivalence",
     "quadriga.actors.model.export",
     "quadriga.actors.model.worker",
-    "quadriga.actors.weights.sync_client",
+    "quadriga.actors.weights.object_store",
     "quadriga.actors.model.deepspeed",
 )
 ROLLOUT_MODULES = (
     "quadriga.actors.rollout.worker",
+    "quadriga.actors.weights.engine",
     "quadriga.actors.weights.object_store",
     "vllm.v1.engine.llm_engine",
 )

@@ -1,1 +1,1 @@
-"""Weights from trainer to engine: whole tensors out of ZeRO (source), buckets, and their transfer through Ray."""
+"""Weights from trainer to engine: whole tensors out of ZeRO (source), and transfers, one file each."""

@@ -1,88 +1,84 @@
-"""ObjectStoreEngine: vLLM's receiving side of a sync, registered as `object_store` when this file is imported.
+"""The transfer `object_store`: each bucket lies in Ray's object store once, where all workers of a host map it."""
 
-A sync is complete when every bucket's checksum matches and every vLLM module has loaded all of its elements; the
-trainer then compares log-probs. vLLM itself checks none of this: a tensor that does not arrive keeps its old values.
-"""
-
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from quadriga.actors.weights.bucket import Bucket, unpack_bucket
-
-BACKEND = "object_store"
+from quadriga.actors.transfer_settings import ObjectStore
+from quadriga.actors.weights.base import Receiver, Sender
 
 
-@dataclass
-class InitInfo(WeightTransferInitInfo):
-    """Nothing: buckets come as arguments, so no connection is set up."""
+@dataclass(frozen=True)
+class Entry:
+    """Place of one tensor in a bucket's bytes; offset and size are in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
 
 
-@dataclass
-class UpdateInfo(WeightTransferUpdateInfo):
-    """One bucket of weights."""
+@dataclass(frozen=True)
+class Bucket:
+    """Several whole tensors as one run of bytes. payload: uint8 array. checksum: CRC-32 of the payload."""
 
-    bucket: Bucket | None = None
-
-
-class ObjectStoreEngine(WeightTransferEngine):
-    """Layerwise reload from buckets, with the check for completeness that vLLM leaves out."""
-
-    init_info_cls, update_info_cls = InitInfo, UpdateInfo
-
-    def init_transfer_engine(self, init_info: InitInfo) -> None:
-        """Do nothing: there is no connection."""
-
-    def start_weight_update(self) -> None:
-        """Prepare to rebuild every layer from the tensors to come: on CPU, linear layers are pre-packed."""
-        self._buckets: list[Any] = []
-        initialize_layerwise_reload(self.model)
-        self._expected = {
-            name: size for name, layer in self.model.named_modules() if (size := _loadable_elements(layer))
-        }
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Load one bucket. The base class would synchronise an accelerator, which a CPU engine does not have."""
-        self.receive_weights(self.parse_update_info(update_info))
-
-    def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Load one bucket and keep its memory until the update is finished, since vLLM keeps references into it."""
-        assert update_info.bucket is not None
-        tensors = unpack_bucket(update_info.bucket)
-        self._buckets.append(tensors)
-        self.model.load_weights((name, tensor.to(self.device)) for name, tensor in tensors)
-
-    def finish_weight_update(self) -> None:
-        """Finish the update. Raises RuntimeError naming modules that did not receive all of their elements."""
-        missing = []
-        for name, layer in self.model.named_modules():
-            info = get_layerwise_info(layer)
-            if name in self._expected and info.can_load() and info.load_numel < self._expected[name]:
-                missing.append(f"{name} ({info.load_numel:,} of {self._expected[name]:,} elements)")
-        finalize_layerwise_reload(self.model, self.model_config)
-        self._buckets = []
-        if missing:
-            raise RuntimeError(f"the sync left weights out: {', '.join(missing[:4])}{' ...' if missing[4:] else ''}")
-
-    def shutdown(self) -> None:
-        """Do nothing: there is nothing to release."""
+    entries: tuple[Entry, ...]
+    payload: Any
+    checksum: int
 
 
-def _loadable_elements(layer: torch.nn.Module) -> int:
-    """Return how many elements of a layer's own parameters a checkpoint fills, without vLLM's vocabulary padding."""
-    if hasattr(layer, "shard_indices"):
-        return int(layer.shard_indices.num_org_elements * layer.embedding_dim)  # type: ignore[union-attr, operator]
-    return sum(parameter.numel() for parameter in layer.parameters(recurse=False))
+class ObjectStoreSender(Sender[ObjectStore]):
+    """Packs each bucket as one run of bytes with a checksum."""
+
+    def send_bucket(self, tensors: list[tuple[str, torch.Tensor]]) -> int:
+        """Send one bucket; return its bytes."""
+        import ray
+
+        bucket = pack_bucket(tensors)
+        # Stored once, not once per worker, and as a whole: Ray resolves a reference that is itself an argument, not one
+        # inside an argument. Pickling leaves the payload in shared memory, which each worker maps instead of copying.
+        self.deliver(ray.put(bucket))
+        return int(bucket.payload.nbytes)
 
 
-if BACKEND not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(BACKEND, ObjectStoreEngine)
+class ObjectStoreReceiver(Receiver[ObjectStore]):
+    """Unpacks buckets."""
+
+    def receive(self, message: Bucket) -> Iterable[tuple[str, torch.Tensor]]:
+        """Return a bucket's tensors. Raises RuntimeError if its bytes are not those that were packed."""
+        return unpack_bucket(message)
+
+
+def pack_bucket(tensors: list[tuple[str, torch.Tensor]]) -> Bucket:
+    """Copy named tensors into a new bucket."""
+    entries, offset = [], 0
+    for name, tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        entries.append(Entry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), offset, size))
+        offset += -(-size // 64) * 64
+    payload = np.zeros(offset, np.uint8)
+    for entry, (_, tensor) in zip(entries, tensors, strict=True):
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        payload[entry.offset : entry.offset + entry.size] = flat.numpy()
+    return Bucket(tuple(entries), payload, zlib.crc32(payload.data))
+
+
+def unpack_bucket(bucket: Bucket) -> list[tuple[str, torch.Tensor]]:
+    """Return the tensors of a bucket by name, as views of one run of bytes.
+
+    Raises RuntimeError if the bytes are not those that were packed.
+    """
+    if zlib.crc32(bucket.payload) != bucket.checksum:
+        names = f"{bucket.entries[0].name} to {bucket.entries[-1].name}"
+        raise RuntimeError(f"the weights of {names} arrived damaged: their CRC-32 differs from the sender's")
+    # Memory from Ray's object store is read-only, which torch does not wrap: it is copied, other memory is not.
+    flat = torch.from_numpy(np.require(bucket.payload, requirements="W"))
+    return [
+        (e.name, flat[e.offset : e.offset + e.size].view(getattr(torch, e.dtype)).reshape(e.shape))
+        for e in bucket.entries
+    ]

@@ -227,7 +227,8 @@ class Processes:
             **self._reservations.options("rollout", index),
         )
         handle = actor.remote(settings, self.device)
-        return handle, handle.start.remote(plan.model, self.settings.dtype, plan.max_tokens, plan.load)
+        transfer = None if plan.load else self.settings.weight_transfer
+        return handle, handle.start.remote(plan.model, self.settings.dtype, plan.max_tokens, transfer)
 
 
 @contextmanager

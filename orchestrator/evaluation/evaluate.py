@@ -217,7 +217,7 @@ def _load(pool: RolloutPool, folder: str, version: int, cluster: ClusterSettings
     """Load the weights of a folder into every engine."""
 
     def send(workers: dict[str, Any]) -> dict[str, Lost]:
-        refs = {name: w.load_folder.remote(folder, version, cluster.bucket_bytes) for name, w in workers.items()}
+        refs = {name: w.load_folder.remote(folder, version) for name, w in workers.items()}
         return gather(refs, "sync", cluster.deadlines.call, workers, cluster.deadlines.heartbeat)[1]
 
     pool.sync(version, send)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from quadriga.actors.model.group import ActorGroup
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
-from quadriga.actors.weights.bucket import pack_bucket
+from quadriga.actors.weights.object_store import pack_bucket
 from quadriga.actors.weights.source import folder_tensors
 from quadriga.data.errors import Fault
 from quadriga.data.loading.datasets import load_prompts
@@ -128,6 +128,6 @@ def test_a_damaged_bucket_is_refused_and_nothing_served(
     (worker,) = pool.fleet.workers
     ray.get(worker.handle.start_weight_update.remote(7))
     with pytest.raises(RuntimeError, match="arrived damaged: their CRC-32 differs from the sender's"):
-        ray.get(worker.handle.receive_bucket.remote(bucket))
+        ray.get(worker.handle.receive_weights.remote(bucket))
     with pytest.raises(Fault, match=f"asked for answers of policy version {pool.version} but holds no weights"):
         pool.generate(asked, 1, SAMPLING, 0, 0)

@@ -14,7 +14,7 @@ from quadriga.actors.model.group import ActorGroup
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.model.worker import ModelWorkerSpec
 from quadriga.actors.settings import ClusterSettings
-from quadriga.actors.weights.bucket import Bucket, pack_bucket, unpack_bucket
+from quadriga.actors.weights.object_store import Bucket, pack_bucket, unpack_bucket
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.loading.datasets import load_demonstrations, load_prompts
 from quadriga.data.records import Prompt, Sample, Tokens

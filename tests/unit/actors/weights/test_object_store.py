@@ -1,10 +1,10 @@
-"""How a bucket travels."""
+"""How a bucket travels through Ray's object store."""
 
 import pickle
 
 import torch
 
-from quadriga.actors.weights.bucket import pack_bucket, unpack_bucket
+from quadriga.actors.weights.object_store import pack_bucket, unpack_bucket
 
 
 def test_payload_travels_beside_the_pickle() -> None:
