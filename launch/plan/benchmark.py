@@ -23,7 +23,7 @@ from quadriga.launch.plan.calibration import Calibration, Call, Generation, Rows
 from quadriga.launch.plan.model_shape import ModelShape, shape_of
 from quadriga.launch.plan.workload import micro_batches
 from quadriga.orchestrator.cluster.processes import ModelUse, Processes, RolloutPlan, connected, processes
-from quadriga.orchestrator.rollout.pool import RolloutPool
+from quadriga.orchestrator.rollout.pool import GroupWeights, RolloutPool
 
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 MODELS = ((2, 64, 128, 2, 512), (6, 128, 384, 4, 1024), (2, 320, 896, 5, 4096))  # small, deep, wide
@@ -75,7 +75,7 @@ class _Bench:
 
     def __init__(self, running: Processes, shape: ModelShape, width: int):
         self.running, self.shape, self.width = running, shape, width
-        self.pool = RolloutPool(running.fleet, (), lambda ids: "")
+        self.pool = RolloutPool(running.fleet, (), lambda ids: "", GroupWeights(running))
         self.version = 0  # of the weights that the engine holds
 
     def measure(self, measured: Measured) -> None:
@@ -124,8 +124,7 @@ class _Bench:
 
     def sync(self) -> None:
         self.version += 1
-        send = self.running.groups["actor"].send_weights
-        self.pool.sync(self.version, lambda workers: send(self.version, workers).result()[1])
+        self.pool.sync(self.version)
 
     def generate(self, requests: int, answer: int) -> None:
         prompts = [Prompt(str(i), [], ids) for i, ids in enumerate(_sequences([PROMPT] * requests))]

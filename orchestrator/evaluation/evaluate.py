@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from quadriga.actors.model.folder import check_context, check_reward_head, end_tokens, read_config
 from quadriga.actors.model.heads import ModelSpec, scalar_spec
 from quadriga.actors.runtime.remote_calls import gather
-from quadriga.actors.settings import ClusterSettings, SamplingSettings
+from quadriga.actors.settings import ClusterSettings, DeadlineSettings, SamplingSettings
 from quadriga.data.errors import Lost, UserError
 from quadriga.data.records import Prompt, Sample
 from quadriga.orchestrator.cluster.processes import ModelUse, Processes, RolloutPlan, connected, processes
@@ -95,7 +95,8 @@ def evaluate_models(
         )
         for version, (name, folder) in enumerate(models.items()):
             if version > 0:
-                _load(pool, folder, version, cluster)
+                pool.weights = FolderWeights(folder, cluster.deadlines)
+                pool.sync(version)
             results[name] = evaluator.evaluate(name)
             progress.step(version + 1, {})
     return results
@@ -213,11 +214,14 @@ def check_same_tokens(one: str, other: str) -> None:
         )
 
 
-def _load(pool: RolloutPool, folder: str, version: int, cluster: ClusterSettings) -> None:
-    """Load the weights of a folder into every engine."""
+@dataclass
+class FolderWeights:
+    """The weights of a model folder that the workers' hosts can read."""
 
-    def send(workers: dict[str, Any]) -> dict[str, Lost]:
-        refs = {name: w.load_folder.remote(folder, version) for name, w in workers.items()}
-        return gather(refs, "sync", cluster.deadlines.call, workers, cluster.deadlines.heartbeat)[1]
+    folder: str
+    deadlines: DeadlineSettings
 
-    pool.sync(version, send)
+    def send(self, version: int, workers: dict[str, Any]) -> dict[str, Lost]:
+        """Have every worker load the folder, as this version; return losses by name."""
+        refs = {name: worker.load_folder.remote(self.folder, version) for name, worker in workers.items()}
+        return gather(refs, "sync", self.deadlines.call, workers, self.deadlines.heartbeat)[1]

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from quadriga.actors.rollout.engine_loop import Finished, Request
 from quadriga.actors.runtime.remote_calls import gather, poll
@@ -13,6 +13,7 @@ from quadriga.data.errors import Lost
 from quadriga.data.records import Prompt, Sample
 from quadriga.orchestrator.cluster.fleet import Fleet, Worker
 from quadriga.orchestrator.cluster.health import State
+from quadriga.orchestrator.cluster.processes import Processes
 from quadriga.orchestrator.rollout.request_tracker import RequestTracker
 
 
@@ -25,34 +26,55 @@ def sampling_seed(run_seed: int, step: int, prompt_id: str, index: int) -> int:
     return int.from_bytes(digest, "big") + index
 
 
-Send = Callable[[dict[str, Any]], dict[str, Lost]]
-"""Sends the current weights to workers (name -> handle) and returns the losses among them (name -> loss)."""
+class Weights(Protocol):
+    """Where the weights of the rollout workers come from."""
+
+    def send(self, version: int, workers: dict[str, Any]) -> dict[str, Lost]:
+        """Bring the weights of now, as this version, into workers (name -> handle); return losses by name."""
+        ...
+
+
+@dataclass
+class GroupWeights:
+    """The weights of the model workers of a role, through `cluster.weight_transfer`.
+
+    bytes: how many the last sync sent to each rollout worker.
+    """
+
+    running: Processes
+    role: str = "actor"
+    bytes: int = field(default=0, init=False)
+
+    def send(self, version: int, workers: dict[str, Any]) -> dict[str, Lost]:
+        """Have the role's group send its weights: the one that there is now, since recovery replaces groups."""
+        self.bytes, lost = self.running.groups[self.role].send_weights(version, workers).result()
+        return lost
 
 
 @dataclass
 class RolloutPool:
     """The rollout workers as one generator of samples; each request of a batch ends exactly once.
 
-    stop_ids: token ids that end an answer. decode: token ids -> text. version: the weights that samples must come from.
+    stop_ids: token ids that end an answer. decode: token ids -> text. weights: where the workers' weights come from;
+    None for those of the folder that they start with. version: the weights that samples must come from.
     """
 
     fleet: Fleet
     stop_ids: tuple[int, ...]
     decode: Callable[[list[int]], str]
+    weights: Weights | None = None
     version: int = 0
     request_tracker: RequestTracker = field(default_factory=lambda: RequestTracker([]))
     """The requests of the latest batch."""
-    _send: Send = field(default=lambda workers: {})
-    """Sends nothing before the first sync: without one, workers serve the weights of the folder they started with."""
     _collecting: dict[str, Any] = field(default_factory=dict)
     """Worker -> reference of its open `collect` call."""
 
-    def sync(self, version: int, send: Send) -> None:
-        """Give every worker new weights; a worker that fails to load them is replaced.
+    def sync(self, version: int) -> None:
+        """Give every worker the weights of now as this version; a worker that fails to load them is replaced.
 
-        send: kept for the replacements that start while this version is current.
+        Replacements get them before they serve.
         """
-        self.version, self._send = version, send
+        self.version = version
         for worker in self.fleet.in_state(State.HEALTHY, State.SUSPECT):
             worker.health.mark_stale()
         self._sync_stale_workers()
@@ -116,7 +138,8 @@ class RolloutPool:
         """Send the current weights to every worker that is up without them."""
         self.fleet.poll_starts()
         if stale := self.fleet.in_state(State.STALE):
-            lost = self._send({worker.name: worker.handle for worker in stale})
+            handles = {worker.name: worker.handle for worker in stale}
+            lost = self.weights.send(self.version, handles) if self.weights is not None else {}
             for worker in stale:
                 if worker.name not in lost:
                     worker.health.on_weights_loaded(self.version)

@@ -80,7 +80,7 @@ def test_nothing_stops_a_step_in_order(ppo: Ppo) -> None:
 def test_a_step_that_goes_wrong_stops(ppo: Ppo, role: str, fault: str, sentence: str, phase: str) -> None:
     break_(ppo, role, fault)
     if fault == "swapped":
-        ppo.sync(0)
+        ppo.pool.sync(0)
     with pytest.raises(Fault, match=sentence) as stopped:
         ppo.step()
     assert stopped.value.phase == phase
@@ -95,7 +95,7 @@ def test_worker_serves_no_version_but_its_own(ppo: Ppo) -> None:
 
 
 def test_answers_of_another_version_stop_the_step(ppo: Ppo) -> None:
-    ppo.sync(3)  # the pool and its workers agree on 3, the trainer is at step 0
+    ppo.pool.sync(3)  # the pool and its workers agree on 3, the trainer is at step 0
     with pytest.raises(Fault, match="was drawn by policy version 3, not 0"):
         ppo.step()
 
@@ -104,5 +104,5 @@ def test_sync_without_the_tied_head_stops(ppo: Ppo) -> None:
     """vLLM itself takes it without a word and keeps the old head. Comes last: the worker is ended for it."""
     break_(ppo, "actor", "no lm_head")
     with pytest.raises(Fault, match=r"sync.*the sync left weights out: lm_head \(0 of 19,200 elements\)"):
-        ppo.sync(1)
+        ppo.pool.sync(1)
     assert [worker.health.state for worker in ppo.pool.fleet.workers] == [State.DEAD]

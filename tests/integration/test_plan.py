@@ -24,7 +24,7 @@ from quadriga.launch.plan.devices import layout
 from quadriga.launch.plan.step_time import step_time
 from quadriga.launch.plan.workload import planned_stages, work_of
 from quadriga.orchestrator.cluster.processes import ModelUse, Processes, RolloutPlan, processes
-from quadriga.orchestrator.rollout.pool import RolloutPool
+from quadriga.orchestrator.rollout.pool import GroupWeights, RolloutPool
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.tracking.tracker import read_metrics
 
@@ -92,10 +92,9 @@ def train(group: ActorGroup, loss: Any) -> None:
 def work_as(role: str, running: Processes) -> int:
     """Do what a role does in a step; returns how much its process grew since its imports, in bytes."""
     if role == "rollout":
-        pool = RolloutPool(running.fleet, (), lambda ids: "")
-        sender = running.groups["reference"]
+        pool = RolloutPool(running.fleet, (), lambda ids: "", GroupWeights(running, "reference"))
         for version in range(2):
-            pool.sync(version, lambda workers, v=version: sender.send_weights(v, workers).result()[1])  # type: ignore[misc]
+            pool.sync(version)
             asked = [Prompt(str(number), [], ids) for number, ids in enumerate(sequences(16))]
             pool.generate(asked, 1, SamplingSettings(max_tokens=8), 0, version)
         import ray

@@ -10,7 +10,6 @@ import torch
 from helpers.small_stages import CLUSTER, prompts
 from transformers import AutoModelForCausalLM
 
-from quadriga.actors.model.group import ActorGroup
 from quadriga.actors.model.heads import ModelSpec
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
 from quadriga.actors.weights.object_store import pack_bucket
@@ -21,8 +20,8 @@ from quadriga.data.records import Prompt, Sample
 from quadriga.data.settings import DataSettings
 from quadriga.data.tokens.tokenizer import load_tokenizer
 from quadriga.orchestrator.cluster.processes import ModelUse, RolloutPlan, processes
-from quadriga.orchestrator.evaluation.evaluate import _load
-from quadriga.orchestrator.rollout.pool import RolloutPool
+from quadriga.orchestrator.evaluation.evaluate import FolderWeights
+from quadriga.orchestrator.rollout.pool import GroupWeights, RolloutPool
 
 pytestmark = pytest.mark.integration
 
@@ -32,16 +31,14 @@ STOPS = tuple(range(6, 40))
 
 
 @pytest.fixture(scope="module")
-def live(
-    ray_cluster: None, made_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[RolloutPool, ActorGroup]]:
+def live(ray_cluster: None, made_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutPool]:
     """A pool whose one worker got its weights, as version 0, from an actor."""
     settings = ClusterSettings.model_validate(CLUSTER)
     uses, plan = [ModelUse("actor", ModelSpec(str(made_model), "logprobs"))], RolloutPlan(str(made_model), 64, False)
     with processes(settings, uses, plan, str(tmp_path_factory.mktemp("logs"))) as running:
-        pool, actor = RolloutPool(running.fleet, STOPS, str), running.groups["actor"]
-        pool.sync(0, lambda workers: actor.send_weights(0, workers).result()[1])
-        yield pool, actor
+        pool = RolloutPool(running.fleet, STOPS, str, GroupWeights(running))
+        pool.sync(0)
+        yield pool
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +49,9 @@ def asked(made_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pr
 
 
 @pytest.fixture(scope="module")
-def samples(live: tuple[RolloutPool, ActorGroup], asked: list[Prompt]) -> list[Sample]:
+def samples(live: RolloutPool, asked: list[Prompt]) -> list[Sample]:
     """Three answers to each."""
-    return live[0].generate(asked, 3, SAMPLING, 0, 0)
+    return live.generate(asked, 3, SAMPLING, 0, 0)
 
 
 def drawn(samples: list[Sample]) -> list[tuple[list[int], list[float], str]]:
@@ -63,26 +60,26 @@ def drawn(samples: list[Sample]) -> list[tuple[list[int], list[float], str]]:
 
 
 def test_answers_come_in_order_and_the_counts_balance(
-    live: tuple[RolloutPool, ActorGroup], asked: list[Prompt], samples: list[Sample]
+    live: RolloutPool, asked: list[Prompt], samples: list[Sample]
 ) -> None:
     assert [sample.id for sample in samples] == [f"{prompt.id}/{index}" for prompt in asked for index in range(3)]
     assert len({tuple(sample.response_ids) for sample in samples}) > 30
     seen: list[tuple[int, int]] = []
-    live[0].generate(asked[:3], [2, 0, 1], SAMPLING, 0, 0, lambda done, all_: seen.append((done, all_)))
-    tracker = live[0].request_tracker
+    live.generate(asked[:3], [2, 0, 1], SAMPLING, 0, 0, lambda done, all_: seen.append((done, all_)))
+    tracker = live.request_tracker
     assert (len(tracker.requests), len(tracker.answers), tracker.aborted, tracker.reissued) == (3, 3, 0, 0)
     assert seen[-1] == (3, 3)
 
 
 def test_an_answer_is_the_same_alone_and_in_a_batch(
-    live: tuple[RolloutPool, ActorGroup], asked: list[Prompt], samples: list[Sample]
+    live: RolloutPool, asked: list[Prompt], samples: list[Sample]
 ) -> None:
     for number in (0, 7, 19):
-        assert drawn(live[0].generate([asked[number]], 3, SAMPLING, 0, 0)) == drawn(samples[3 * number :][:3])
-    assert drawn(live[0].generate(asked[::-1], 3, SAMPLING, 0, 0)) == drawn(
+        assert drawn(live.generate([asked[number]], 3, SAMPLING, 0, 0)) == drawn(samples[3 * number :][:3])
+    assert drawn(live.generate(asked[::-1], 3, SAMPLING, 0, 0)) == drawn(
         [sample for number in reversed(range(20)) for sample in samples[3 * number :][:3]]
     )
-    assert drawn(live[0].generate(asked, 3, SAMPLING, 0, 1)) != drawn(samples)  # another step, other seeds
+    assert drawn(live.generate(asked, 3, SAMPLING, 0, 1)) != drawn(samples)  # another step, other seeds
 
 
 def test_the_end_token_is_part_of_the_answer(samples: list[Sample]) -> None:
@@ -104,30 +101,31 @@ def test_log_probs_are_those_of_the_sampling_distribution(made_model: Path, samp
 
 
 def test_a_folder_gives_the_weights_of_a_sync(
-    live: tuple[RolloutPool, ActorGroup], asked: list[Prompt], samples: list[Sample], made_model: Path
+    live: RolloutPool, asked: list[Prompt], samples: list[Sample], made_model: Path
 ) -> None:
     """And every token carries the version that drew it."""
-    pool, actor = live
+    from_actor = live.weights
     assert {version for sample in samples for version in sample.versions} == {0}
-    _load(pool, str(made_model), 5, ClusterSettings(bucket_bytes=1 << 16))
-    loaded = pool.generate(asked, 3, SAMPLING, 0, 0)
+    live.weights = FolderWeights(str(made_model), ClusterSettings().deadlines)
+    live.sync(5)
+    loaded = live.generate(asked, 3, SAMPLING, 0, 0)
     assert drawn(loaded) == drawn(samples)
     assert {version for sample in loaded for version in sample.versions} == {5}
-    pool.sync(6, lambda workers: actor.send_weights(6, workers).result()[1])
-    again = pool.generate(asked, 3, SAMPLING, 0, 0)
+    live.weights = from_actor
+    live.sync(6)
+    again = live.generate(asked, 3, SAMPLING, 0, 0)
     assert drawn(again) == drawn(samples) and again[0].versions == [6] * len(again[0].response_ids)
 
 
 def test_a_damaged_bucket_is_refused_and_nothing_served(
-    live: tuple[RolloutPool, ActorGroup], asked: list[Prompt], made_model: Path
+    live: RolloutPool, asked: list[Prompt], made_model: Path
 ) -> None:
     """Comes last: the worker is of no use after it."""
-    pool, _ = live
     bucket = pack_bucket(folder_tensors(made_model))
     bucket.payload[7] ^= 1
-    (worker,) = pool.fleet.workers
+    (worker,) = live.fleet.workers
     ray.get(worker.handle.start_weight_update.remote(7))
     with pytest.raises(RuntimeError, match="arrived damaged: their CRC-32 differs from the sender's"):
         ray.get(worker.handle.receive_weights.remote(bucket))
-    with pytest.raises(Fault, match=f"asked for answers of policy version {pool.version} but holds no weights"):
-        pool.generate(asked, 1, SAMPLING, 0, 0)
+    with pytest.raises(Fault, match=f"asked for answers of policy version {live.version} but holds no weights"):
+        live.generate(asked, 1, SAMPLING, 0, 0)

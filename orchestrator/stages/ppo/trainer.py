@@ -14,7 +14,7 @@ from quadriga.actors.model.folder import (
 from quadriga.actors.model.group import Update
 from quadriga.actors.model.heads import ModelSpec, scalar_spec
 from quadriga.actors.settings import ModelSettings
-from quadriga.data.errors import Lost, UserError
+from quadriga.data.errors import UserError
 from quadriga.data.records import Prompt
 from quadriga.kernels.losses.value import ValueClip
 from quadriga.orchestrator.algorithms.aggregation import token_weights
@@ -36,7 +36,7 @@ from quadriga.orchestrator.rl.report import (
 )
 from quadriga.orchestrator.rl.sources import OnPolicy, SampleSource
 from quadriga.orchestrator.rl.updates import Term, Trainee, minibatches, train
-from quadriga.orchestrator.rollout.pool import RolloutPool
+from quadriga.orchestrator.rollout.pool import GroupWeights, RolloutPool
 from quadriga.orchestrator.stages.ppo.spec import PpoStage
 from quadriga.orchestrator.training import invariants
 from quadriga.orchestrator.training import lr_schedule as schedule
@@ -64,6 +64,7 @@ class Ppo(TrainingStage):
 
     # Set by `setup_workers`.
     dtype: str
+    weights: GroupWeights
     pool: RolloutPool
     source: SampleSource
     reward: Reward
@@ -74,8 +75,6 @@ class Ppo(TrainingStage):
 
     # Set by `sync_after_restore`.
     kl: KLController
-    sync_bytes: int
-    """Bytes that the last sync sent to each rollout worker."""
 
     def load_inputs(self) -> None:
         """Load tokenizer and prompts, and resolve what each role starts from."""
@@ -131,7 +130,8 @@ class Ppo(TrainingStage):
         self.dtype = settings.cluster.dtype
         stops = end_tokens(self.policy_path, self.tokenizer)
         decode = lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
-        self.pool = RolloutPool(self.running.fleet, stops, decode)
+        self.weights = GroupWeights(self.running)
+        self.pool = RolloutPool(self.running.fleet, stops, decode, self.weights)
         self.source = OnPolicy(
             self.pool,
             self.prompts,
@@ -154,7 +154,7 @@ class Ppo(TrainingStage):
         self.kl = KLController(self.settings.algorithm.kl)
         if self.state.kl:
             self.kl.load_state_dict(self.state.kl)
-        self.sync(self.state.step)
+        self.pool.sync(self.state.step)
 
     def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Run the parts of one step in order; the caller commits it."""
@@ -186,7 +186,7 @@ class Ppo(TrainingStage):
         with self.timed("update"):
             metrics |= self.update(learned)
         with self.timed("sync"):
-            self.sync(self.state.step + 1)
+            self.pool.sync(self.state.step + 1)
         metrics |= self.metrics(experience, scores, stats) | gold_metrics(self.score_by_gold(experience))
         self.state.samples += len(experience)
         self.state.tokens += sum(len(sequence) for sequence in experience.sequences)
@@ -230,15 +230,6 @@ class Ppo(TrainingStage):
         groups, temperature = self.running.groups, settings.sampling.temperature
         return train(self.trainees, groups, experience, order, rates, temperature, check_first)
 
-    def sync(self, version: int) -> None:
-        """Send the actor's weights to every rollout worker, and later to replacements of lost ones."""
-
-        def send(workers: dict[str, Any]) -> dict[str, Lost]:
-            self.sync_bytes, lost = self.group("actor").send_weights(version, workers).result()
-            return lost
-
-        self.pool.sync(version, send)
-
     def score_by_gold(self, experience: Experience) -> Scores | None:
         """Score the answers by the gold reward, which training never sees; None without one."""
         if self.gold is None:
@@ -264,7 +255,7 @@ class Ppo(TrainingStage):
             "rollout/policy_version": float(self.state.step),
             "system/rollout_workers": float(len(self.running.fleet.in_state(State.HEALTHY, State.SUSPECT))),
             "system/requests_reissued": float(self.pool.request_tracker.reissued),
-            "perf/sync_mb": self.sync_bytes / 1e6,
+            "perf/sync_mb": self.weights.bytes / 1e6,
         }
 
     def _start(self, settings: RewardSettings, phase: str, log: str) -> Reward:
