@@ -173,6 +173,9 @@ def _become(server: int, order: dict[str, Any], descriptors: list[int]) -> None:
         os.close(descriptor)
     os.environ.clear()
     os.environ.update(order["env"])
+    # An interpreter reads PYTHONPATH when it starts, which this one did as the server.
+    places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path += [place for place in places if place and place not in sys.path]
     os.chdir(order["cwd"])
     sys.argv = order["argv"]
     try:

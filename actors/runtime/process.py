@@ -29,8 +29,13 @@ def take_over_output(path: str) -> None:
 
 
 def runtime_env(kind: str, device: str, threads: int) -> dict[str, Any]:
-    """Return Ray's `runtime_env` of a process; kind: `model` or `rollout`, threads: of its CPU kernels."""
-    return {"env_vars": process_environment(device, threads)} | worker_command(kind)
+    """Return Ray's `runtime_env` of a process; kind: `model` or `rollout`, threads: of its CPU kernels.
+
+    The process imports a user's modules from the driver's present working directory; Ray itself passes on the one in
+    which it was started.
+    """
+    places = {"PYTHONPATH": f"{os.getcwd()}{os.pathsep}${{PYTHONPATH}}"}
+    return {"env_vars": process_environment(device, threads) | places} | worker_command(kind)
 
 
 def remote_process(cls: type, log: str, name: str) -> Any:

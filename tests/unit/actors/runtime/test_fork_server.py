@@ -21,7 +21,7 @@ import json, os, sys
 print(json.dumps({
     "argv": sys.argv, "cwd": os.getcwd(), "colour": os.environ.get("COLOUR"), "name": __name__,
     "known": "fractions" in sys.modules, "leader": os.getpgid(0) == os.getpid(), "ray": "ray" in sys.modules,
-    "parent": os.getppid(),
+    "parent": os.getppid(), "places": [place for place in sys.path if place == os.environ["PYTHONPATH"]],
 }), flush=True)
 if "hang" in sys.argv:
     import time
@@ -53,7 +53,7 @@ def client(path: str, folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     (folder / "script.py").write_text(SCRIPT)
     return subprocess.Popen(
         [sys.executable, "-I", "-S", fork_client.__file__, path, str(folder / "script.py"), *arguments],
-        env=os.environ | {"COLOUR": "red"},
+        env=os.environ | {"COLOUR": "red", "PYTHONPATH": str(folder / "modules")},
         cwd=folder,
         stdout=subprocess.PIPE,
         text=True,
@@ -68,6 +68,7 @@ def test_script_runs_as_in_a_new_process(server: Server, tmp_path: Path) -> None
             "argv": [str(tmp_path / "script.py"), argument],
             "cwd": str(tmp_path),
             "colour": "red",
+            "places": [str(tmp_path / "modules")],
             "name": "__main__",
             "known": True,
             "leader": True,  # Ray kills a dead worker's process group: it must not be the server's
