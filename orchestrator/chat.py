@@ -5,6 +5,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -86,7 +87,7 @@ def chat(
     If standard input is not a terminal, each of its lines is a question, and only answers go to standard output.
     Raises UserError if `target` is not a model, and Fault if the engine breaks.
     """
-    from quadriga.data.tokens.tokenizer import load_tokenizer
+    from quadriga.data.tokens.tokenizer import decode_answer, load_tokenizer
 
     found = find_model(target)
     tokenizer = load_tokenizer(found.folder)
@@ -104,7 +105,7 @@ def chat(
         pool = RolloutPool(
             running.fleet,
             end_tokens(found.folder, tokenizer),
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            partial(decode_answer, tokenizer),
         )
         for turn, question in enumerate(_questions(console)):
             if question == "/reset":

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 from numpy.typing import NDArray
 
 from quadriga.actors.model.batch import Element, LossPart, pack_layout, shared_passes
-from quadriga.actors.model.worker import ModelWorker, ModelWorkerSpec, Pass, WorkerResult
+from quadriga.actors.model.worker import ModelWorker, ModelWorkerSpec, Pass, UpdateResult, WorkerResult
 from quadriga.actors.runtime.process import remote_process, runtime_env
 from quadriga.actors.runtime.remote_calls import wait_all
 from quadriga.data.errors import Fault, Lost
@@ -16,6 +16,7 @@ from quadriga.kernels.statistics import reduce_statistics
 
 Array = NDArray[Any]
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 @dataclass
@@ -35,9 +36,7 @@ class Update:
 class Pending(Generic[T]):
     """A group call in flight; `result()` waits for it, up to the group's deadline."""
 
-    def __init__(
-        self, group: "ActorGroup", refs: dict[str, Any], phase: str, finish: Callable[[dict[str, WorkerResult]], T]
-    ):
+    def __init__(self, group: "ActorGroup", refs: dict[str, Any], phase: str, finish: Callable[[dict[str, Any]], T]):
         self._group, self._refs, self._phase, self._finish = group, refs, phase, finish
 
     def result(self) -> T:
@@ -90,15 +89,19 @@ class ActorGroup:
         def per_sequence(value: tuple[Array, Array], batch: PackedBatch) -> list[tuple[Array, Array]]:
             return list(zip(*(unpack(part, batch.cu_seqlens) for part in value), strict=True))
 
-        return self._forward("forward_logprobs", sequences, phase, per_sequence, temperature)
+        return self._forward(ModelWorker.forward_logprobs, sequences, phase, per_sequence, temperature)
 
     def forward_values(self, sequences: Sequence[list[int]], phase: str) -> Pending[list[Array]]:
         """Compute the values [length] per sequence, float32, aligned with the token chosen in that state."""
-        return self._forward("forward_values", sequences, phase, lambda value, batch: unpack(value, batch.cu_seqlens))
+        return self._forward(
+            ModelWorker.forward_values, sequences, phase, lambda value, batch: unpack(value, batch.cu_seqlens)
+        )
 
     def forward_scores(self, sequences: Sequence[list[int]], phase: str) -> Pending[list[float]]:
         """Compute one score per sequence, read at its last token and not shifted."""
-        return self._forward("forward_scores", sequences, phase, lambda value, batch: [float(x) for x in value])
+        return self._forward(
+            ModelWorker.forward_scores, sequences, phase, lambda value, batch: [float(x) for x in value]
+        )
 
     def update(self, parts: Sequence[LossPart], lr: float, temperature: float = 1.0) -> Pending[Update]:
         """Do one optimizer step on all parts: the gradients of all their micro-batches add up.
@@ -113,16 +116,17 @@ class ActorGroup:
             fields = list(dict.fromkeys(name for term in terms for name in term.loss.fields))
             for rank, batches in enumerate(pack_layout(layout, elements, fields)):
                 passes[rank].append((batches, terms))
-        return self._call("update", [(own, lr, temperature) for own in passes], "update", _merge)
+        return self._call(ModelWorker.update, [(own, lr, temperature) for own in passes], "update", _merge)
 
     def send_weights(self, version: int, workers: dict[str, Any]) -> Pending[tuple[int, dict[str, Lost]]]:
         """Send the whole model to rollout workers (name -> handle): bytes sent to each, and losses by name."""
         arguments = [(version, workers)] * self.world
-        return self._call("send_weights", arguments, "sync", lambda results: results[f"{self.role} 0"].value)
+        first = f"{self.role} 0"
+        return self._call(ModelWorker.send_weights, arguments, "sync", lambda results: results[first].value)
 
     def save(self, folder: str) -> Pending[None]:
         """Write model and optimizer: every rank its part."""
-        return self._call("save", [(folder,)] * self.world, "checkpoint", _nothing)
+        return self._call(ModelWorker.save, [(folder,)] * self.world, "checkpoint", _nothing)
 
     def load(self, folder: str, steps: int, universal: str | None = None) -> Pending[None]:
         """Read model and optimizer back: every rank its part.
@@ -130,11 +134,11 @@ class ActorGroup:
         steps: optimizer steps done before. universal: folder of the same in DeepSpeed's format for another number of
         ranks.
         """
-        return self._call("load", [(folder, steps, universal)] * self.world, "resume", _nothing)
+        return self._call(ModelWorker.load, [(folder, steps, universal)] * self.world, "resume", _nothing)
 
     def export(self, folder: str, kind: str, extra: dict[str, Any] | None = None) -> Pending[None]:
         """Write the model in Hugging Face layout; kind: policy, reward or critic."""
-        return self._call("export", [(folder, kind, extra or {})] * self.world, "export", _nothing)
+        return self._call(ModelWorker.export, [(folder, kind, extra or {})] * self.world, "export", _nothing)
 
     def close(self) -> None:
         """End the processes."""
@@ -155,17 +159,17 @@ class ActorGroup:
 
     def _forward(
         self,
-        method: str,
+        method: Callable[..., WorkerResult[list[V]]],
         sequences: Sequence[list[int]],
         phase: str,
-        per_sequence: Callable[[Any, PackedBatch], list[T]],
+        per_sequence: Callable[[V, PackedBatch], list[T]],
         *more: Any,
     ) -> Pending[list[T]]:
         """Run a forward method on all sequences; `per_sequence` cuts its value for one micro-batch."""
         layout = self._plan([len(s) for s in sequences], self.specs[0].cluster.forward_tokens, phase)
         packed = pack_layout(layout, [Element([sequence]) for sequence in sequences], ())
 
-        def in_order(results: dict[str, WorkerResult]) -> list[T]:
+        def in_order(results: dict[str, WorkerResult[list[V]]]) -> list[T]:
             answers: dict[int, T] = {}
             for rank, result in enumerate(results.values()):
                 for micro, value, batch in zip(layout.ranks[rank], result.value, packed[rank], strict=True):
@@ -177,18 +181,18 @@ class ActorGroup:
 
     def _call(
         self,
-        method: str,
+        method: Callable[..., WorkerResult[V]],
         arguments: list[tuple[Any, ...]],
         phase: str,
-        finish: Callable[[dict[str, WorkerResult]], T],
+        finish: Callable[[dict[str, WorkerResult[V]]], T],
     ) -> Pending[T]:
         """Call a worker method on every rank, with that rank's arguments."""
         refs = {
-            f"{self.role} {i}": getattr(rank, method).remote(*given)
+            f"{self.role} {i}": getattr(rank, method.__name__).remote(*given)
             for i, (rank, given) in enumerate(zip(self.ranks, arguments, strict=True))
         }
 
-        def note_memory_and_finish(results: dict[str, WorkerResult]) -> T:
+        def note_memory_and_finish(results: dict[str, WorkerResult[V]]) -> T:
             self.memory = max(self.memory, *(result.memory for result in results.values()))
             return finish(results)
 
@@ -211,7 +215,7 @@ def start_groups(groups: Sequence[ActorGroup]) -> None:
         group.description, group.memory = first.value, first.memory
 
 
-def _merge(results: dict[str, WorkerResult]) -> Update:
+def _merge(results: dict[str, WorkerResult[UpdateResult]]) -> Update:
     """Reduce the results of all ranks. Raises Fault if a tensor did not move on any rank that checked."""
     updates = [result.value for result in results.values()]
     unchanged = [set(update.unchanged) for update in updates if update.unchanged is not None]
@@ -228,5 +232,5 @@ def _merge(results: dict[str, WorkerResult]) -> Update:
     return Update(stats, updates[0].grad_norm, seconds, updates[0].micro_batches)
 
 
-def _nothing(results: dict[str, WorkerResult]) -> None:
+def _nothing(results: dict[str, WorkerResult[None]]) -> None:
     return None

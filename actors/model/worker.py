@@ -8,9 +8,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from quadriga.actors.model.batch import Term
@@ -19,10 +20,13 @@ from quadriga.actors.runtime.device import memory_bytes, start_torch
 from quadriga.actors.runtime.network import use_interface_of
 from quadriga.actors.settings import ClusterSettings, OptimizerSettings, Role
 from quadriga.actors.weights.base import Sender
-from quadriga.data.errors import Fault
+from quadriga.data.errors import Fault, Lost
 from quadriga.data.registry import import_object
 from quadriga.data.tokens.packing import PackedBatch
 from quadriga.kernels.statistics import reduce_statistics
+
+T = TypeVar("T")
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,10 @@ class ModelWorkerSpec:
 
 
 @dataclass
-class WorkerResult:
+class WorkerResult(Generic[T]):
     """A call's value, the seconds it took inside the worker, and the worker's peak memory in bytes."""
 
-    value: Any
+    value: T
     seconds: float
     memory: int
 
@@ -82,7 +86,7 @@ class ModelWorker:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def start(self, master: tuple[str, int]) -> WorkerResult:
+    def start(self, master: tuple[str, int]) -> WorkerResult[dict[str, Any]]:
         """Join the group, load and partition the model; return facts of the process and the model.
 
         master: address and port of the rendezvous. Raises UserError for a model that cannot be trained here.
@@ -125,33 +129,35 @@ class ModelWorker:
         }
         return self._result(description, began)
 
-    def forward_logprobs(self, batches: list[PackedBatch], temperature: float) -> WorkerResult:
+    def forward_logprobs(
+        self, batches: list[PackedBatch], temperature: float
+    ) -> WorkerResult[list[tuple[Array, Array]]]:
         """Return (log-probs [T], entropies [T]), float32 and in nats, per batch."""
         from quadriga.actors.model.heads import token_logprobs
 
         began = time.monotonic()
-        result = []
+        result = list[tuple[Array, Array]]()
         with self.torch.no_grad():
             for batch in batches:
                 pair = token_logprobs(self.engine.engine, self.model, self._tensors(batch), temperature)
                 result.append(tuple(x.cpu().numpy() for x in pair))
         return self._result(result, began)
 
-    def forward_values(self, batches: list[PackedBatch]) -> WorkerResult:
+    def forward_values(self, batches: list[PackedBatch]) -> WorkerResult[list[Array]]:
         """Return values [T], float32, per batch: each of the state in which a token was chosen, 0 at a first token."""
         began = time.monotonic()
         with self.torch.no_grad():
             result = [self._values(self._tensors(batch)).cpu().numpy() for batch in batches]
         return self._result(result, began)
 
-    def forward_scores(self, batches: list[PackedBatch]) -> WorkerResult:
+    def forward_scores(self, batches: list[PackedBatch]) -> WorkerResult[list[Array]]:
         """Return scores [N], float32, per batch: the head's output at each sequence's last token (not shifted)."""
         began = time.monotonic()
         with self.torch.no_grad():
             result = [self._scores(self._tensors(batch)).cpu().numpy() for batch in batches]
         return self._result(result, began)
 
-    def update(self, passes: list[Pass], lr: float, temperature: float) -> WorkerResult:
+    def update(self, passes: list[Pass], lr: float, temperature: float) -> WorkerResult[UpdateResult]:
         """Do one optimizer step: forward and backward over the micro-batches of all passes, then clip and apply.
 
         The normaliser of a term counts units over all ranks and micro-batches of this step. ZeRO averages over ranks,
@@ -204,7 +210,7 @@ class ModelWorker:
                 process=role,
             ) from None
 
-    def send_weights(self, version: int, workers: dict[str, Any]) -> WorkerResult:
+    def send_weights(self, version: int, workers: dict[str, Any]) -> WorkerResult[tuple[int, dict[str, Lost]]]:
         """Send the whole model to rollout workers (name -> handle): every rank gathers, rank 0 sends.
 
         Returns the value of `Sender.send`.
@@ -225,7 +231,7 @@ class ModelWorker:
 
         return named_weights(self.model)
 
-    def save(self, folder: str) -> WorkerResult:
+    def save(self, folder: str) -> WorkerResult[None]:
         """Write this rank's part of model and optimizer to a folder."""
         began = time.monotonic()
         try:
@@ -236,7 +242,7 @@ class ModelWorker:
             raise self._write_fault(folder, error) from error
         return self._result(None, began)
 
-    def load(self, folder: str, steps: int, universal: str | None) -> WorkerResult:
+    def load(self, folder: str, steps: int, universal: str | None) -> WorkerResult[None]:
         """Read this rank's part of model and optimizer back.
 
         steps: optimizer steps done before. universal: folder of converted shards if another number of ranks wrote them,
@@ -253,7 +259,7 @@ class ModelWorker:
         self.steps = steps
         return self._result(None, began)
 
-    def export(self, folder: str, kind: str, extra: dict[str, Any]) -> WorkerResult:
+    def export(self, folder: str, kind: str, extra: dict[str, Any]) -> WorkerResult[None]:
         """Write the model in Hugging Face layout: every rank takes part in the gathers, rank 0 writes.
 
         kind, extra: as for `export_model`.
@@ -328,5 +334,5 @@ class ModelWorker:
         after = self.engine.fingerprints()
         return [name for name, (digest, size) in before.items() if after[name][0] == digest and lr > size * 1.2e-7]
 
-    def _result(self, value: Any, began: float) -> WorkerResult:
+    def _result(self, value: T, began: float) -> WorkerResult[T]:
         return WorkerResult(value, time.monotonic() - began, memory_bytes(self.spec.device))

@@ -98,3 +98,8 @@ def _choose_pad(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
         "special token that could serve. Add one: in Python, `tokenizer.add_special_tokens({'pad_token': '<pad>'})`, "
         "`model.resize_token_embeddings(len(tokenizer))`, and `save_pretrained` of both."
     )
+
+
+def decode_answer(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    """Return the text of generated tokens, without special tokens and outer space."""
+    return str(tokenizer.decode(token_ids, skip_special_tokens=True)).strip()

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,8 @@ def evaluate_models(
 
     Raises UserError for models that cannot be compared, and Fault for a failure.
     """
+    from quadriga.data.tokens.tokenizer import decode_answer
+
     progress = progress or StageProgress("evaluation", "evaluation")
     tokenizer, split, longest = _prepared(models, settings, reward, reference, seed)
     prompts = split.train[: settings.rows]
@@ -87,7 +90,7 @@ def evaluate_models(
         pool = RolloutPool(
             running.fleet,
             end_tokens(first, tokenizer),
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            partial(decode_answer, tokenizer),
         )
         scorer = ModelReward(running.groups, reward) if reward is not None else None
         evaluator = _Evaluator(

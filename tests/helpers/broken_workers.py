@@ -33,13 +33,13 @@ class BrokenWorker(ModelWorker):
             return [(name.replace(k := name.split(".")[-2], swap.get(k, k)), tensor) for name, tensor in names]
         return names
 
-    def forward_logprobs(self, batches: Any, temperature: float) -> WorkerResult:
+    def forward_logprobs(self, batches: Any, temperature: float) -> WorkerResult[Any]:
         result = super().forward_logprobs(batches, temperature)
         if self.fault == "other log-probs":
             result.value = [(logprobs * 1.01, entropy) for logprobs, entropy in result.value]
         return result
 
-    def update(self, passes: list[Pass], lr: float, temperature: float) -> WorkerResult:
+    def update(self, passes: list[Pass], lr: float, temperature: float) -> WorkerResult[Any]:
         if self.fault == "other temperature":
             temperature *= 1.1
         return super().update(passes, lr, temperature)

@@ -1,5 +1,6 @@
 """PPO: one step from prompts to new weights in the rollout engine, top to bottom."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +127,13 @@ class Ppo(TrainingStage):
 
     def setup_workers(self) -> None:
         """Create the source of samples, the rewards, and the losses of what is trained."""
+        from quadriga.data.tokens.tokenizer import decode_answer
+
         settings = self.settings
         self.dtype = settings.cluster.dtype
         stops = end_tokens(self.policy_path, self.tokenizer)
-        decode = lambda ids: self.tokenizer.decode(ids, skip_special_tokens=True).strip()  # noqa: E731
         self.weights = GroupWeights(self.running)
-        self.pool = RolloutPool(self.running.fleet, stops, decode, self.weights)
+        self.pool = RolloutPool(self.running.fleet, stops, partial(decode_answer, self.tokenizer), self.weights)
         self.source = OnPolicy(
             self.pool,
             self.prompts,

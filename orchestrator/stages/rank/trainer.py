@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ class Rank:
     def execute(self, progress: StageProgress, replay: Replay = "exact") -> bool:
         """Sample, score, rank and write export/rankings.jsonl. Return False when stopped before the end."""
         from quadriga.data.loading.datasets import load_prompts
-        from quadriga.data.tokens.tokenizer import load_tokenizer
+        from quadriga.data.tokens.tokenizer import decode_answer, load_tokenizer
 
         settings = self.settings
         path = model_path(settings.policy, "policy")
@@ -58,9 +59,7 @@ class Rank:
                 progress.started(len(chunks) - len(due), len(chunks), dashboard, None, running.logs)
                 note_skipped(split.skipped, self.run, progress)
                 stops = end_tokens(path, tokenizer)
-                pool = RolloutPool(
-                    running.fleet, stops, lambda ids: tokenizer.decode(ids, skip_special_tokens=True).strip()
-                )
+                pool = RolloutPool(running.fleet, stops, partial(decode_answer, tokenizer))
                 for number in due:
                     rankings = self._rank(pool, annotator, chunks[number], number, path, progress)
                     lines = [json.dumps(ranking.to_row(), ensure_ascii=False) for ranking in rankings]
