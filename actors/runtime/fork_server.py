@@ -43,6 +43,8 @@ ROLLOUT_MODULES = (
     "quadriga.actors.weights.engine",
     "quadriga.actors.weights.object_store",
     "vllm.v1.engine.llm_engine",
+    "vllm.v1.worker.cpu_worker",  # what vLLM imports only when it builds an engine: a second of CPU per worker
+    "vllm.model_executor.layers.quantization.online.base",
 )
 
 
