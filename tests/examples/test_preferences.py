@@ -16,6 +16,7 @@ HH = "quadriga run configs/examples/hh-rlhf/pipeline.yaml"
 OASST = "quadriga run configs/examples/oasst/reward.yaml"
 REAL_START = "model.path=corpora/stories260K/hf"
 """A real pre-trained model of 260,032 parameters: quick to start from where nothing is to be learned."""
+FEW_STEPS = ["total_steps=2", "batch_size=4", "cluster.reward.threads=1"]
 TOO_LONG = "prompt longer than the context"
 SAME_WHEN_CUT = "two answers are the same (within `max_tokens`)"
 
@@ -29,7 +30,7 @@ def test_what_the_pairs_hold_is_read_or_listed_with_its_reason(
     from quadriga.launch.cli.app import main
 
     config = ["run", "configs/examples/hh-rlhf/reward.yaml", REAL_START, "run_dir=runs/hh-quick"]
-    short = ["total_steps=2", "batch_size=4", "data.heldout_fraction=0.01", "data.max_tokens=512"]
+    short = [*FEW_STEPS, "data.heldout_fraction=0.005", "data.max_tokens=256"]
     assert main([*config, *short, "data.on_bad_row=error"]) == 2
     assert "base.test.jsonl.gz, line " in capfd.readouterr().err.replace("\n", "")
     assert main([*config, *short]) == 0, capfd.readouterr().err
@@ -80,7 +81,7 @@ def test_rankings_of_many_answers_give_all_their_pairs(ray_cluster: None, in_clo
     some = [row for row in ranked if sum(len(m["content"].encode()) for m in row["messages"]) < 400][:40]  # all fit
     kept.write_text("".join(json.dumps(row) + "\n" for row in some))
     data = [f"data.train={kept}", f"data.heldout=[{kept}]", "data.heldout_fraction=0", "data.max_tokens=512"]
-    more = [REAL_START, "run_dir=runs/oasst-quick", "total_steps=2", "batch_size=4", "data.on_bad_row=error"]
+    more = [REAL_START, "run_dir=runs/oasst-quick", *FEW_STEPS, "data.on_bad_row=error"]
     assert main(["run", "configs/examples/oasst/reward.yaml", *data, *more]) == 0
     last = read_metrics(in_clone / "runs/oasst-quick/metrics.jsonl")[-1]
     assert last["eval/pairs"] == sum(math.comb(len(row["responses"]), 2) for row in some)

@@ -24,7 +24,7 @@ SENTIMENT = "python -m quadriga.data.examples sentiment corpora/sentence-polarit
 def test_fine_tuning_and_export(ray_cluster: None, in_clone: Path, documented: Callable[..., None]) -> None:
     """The loss falls; transformers reads from the export what the trainer knew, with the original tokenizer."""
     documented(SENTIMENT)
-    documented("quadriga run configs/examples/stories260k/sft.yaml")
+    documented("quadriga run configs/examples/stories260k/sft.yaml", "total_steps=15", "cluster.actor.threads=1")
     run = in_clone / "runs/stories260k-sft"
     metrics = read_metrics(run / "metrics.jsonl")
     losses = [row["train/loss"] for row in metrics]

@@ -163,6 +163,7 @@ def killed_driver(folder: Path, model: Path, reward: Path, *planned: dict[str, A
     return run_dir
 
 
+@pytest.mark.slow  # test_resume.py kills the driver of a run of one rank there
 def test_a_driver_that_is_killed_while_it_writes_a_checkpoint_goes_on_by_itself(
     chaos: Callable[..., RunDir], made_model: Path, made_reward: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from helpers.wandb_file import history, of_kind, read_finished
 
 from quadriga.data.rundir import RunDir
 from quadriga.launch.config.load import build
+from quadriga.orchestrator.faults.injector import EVENT
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.tracking.console import StageProgress
 from quadriga.orchestrator.tracking.tracker import AXIS, read_metrics
@@ -101,41 +103,61 @@ def test_ranking_goes_on_where_it_was_stopped(
     assert ours.read_bytes() == theirs.read_bytes() and len(ours.read_text().splitlines()) > 10
 
 
-def test_ppo_as_a_command_stops_on_sigterm_and_goes_on(
+def test_ppo_as_a_command_is_killed_and_stopped_and_goes_on(
     uninterrupted_run: Callable[[str], RunDir], made_model: Path, made_reward: Path, tmp_path: Path
 ) -> None:
+    """It is killed while it writes a checkpoint, started again by its parent, stopped by a signal, and run again."""
     raw = stage("ppo", tmp_path, made_model, made_reward)
+    killed = {"action": "kill", "role": "driver", "step": 1, "phase": "checkpoint", "after": 0.03}
+    raw |= {"checkpoint": {"every_steps": 1}, "faults": {"planned": [killed]}}
     config, screen = tmp_path / "ppo.yaml", tmp_path / "screen.txt"
     config.write_text(yaml.safe_dump(raw))
     run_dir = RunDir(raw["run_dir"])
     with screen.open("wb") as output:
-        command = [sys.executable, "-m", "quadriga.launch", "run", str(config)]
-        process = subprocess.Popen(command, env=os.environ | {"WANDB_API_KEY": KEY}, stdout=output, stderr=output)
+        command = [sys.executable, "-m", "quadriga.launch", "run", str(config), "--restart", "1"]
+        # W&B's helper process of this process would keep the id of the run whose driver was killed.
+        environment = os.environ | {"WANDB_API_KEY": KEY}
+        environment.pop("WANDB_SERVICE", None)
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
-            wait_for_row(run_dir, process, screen)
+            wait_for_row(run_dir, process, screen, attempt=2)
             process.send_signal(signal.SIGTERM)
             assert process.wait(240) == 130, screen.read_text()
         finally:
             process.kill()
+    assert "The run was killed by SIGKILL; starting it again (1 of 1)." in " ".join(screen.read_text().split())
     done = len(read_metrics(run_dir.metrics_path))
-    assert 1 <= done < STEPS and run_dir.checkpoint_steps() == [done]
+    assert 1 <= done < STEPS and run_dir.checkpoint_steps()[-1] == done
+    (fault,) = [event for event in run_dir.events() if event["event"] == EVENT]
+    assert not Path(f"/proc/{fault['pid']}").exists()
     assert run(build(raw)) == 0
-    assert statuses(run_dir) == ["interrupted", "finished"]
+    assert statuses(run_dir) == ["lost", "interrupted", "finished"]
     whole, rows = uninterrupted_run("ppo"), read_metrics(run_dir.metrics_path)
     assert digests(run_dir.export_dir) == digests(whole.export_dir)
     assert set(digests(run_dir.export_dir)) == {"policy/model.safetensors", "critic/model.safetensors"}
     assert [row["global_step"] for row in rows] == list(range(1, STEPS + 1))
     assert repeatable(rows) == repeatable(read_metrics(whole.metrics_path))
-    records = [read_finished(file) for file in sorted(run_dir.path.glob("wandb/offline-run-*/*.wandb"))]
+    _, *finished = sorted(run_dir.path.glob("wandb/offline-run-*/*.wandb"))  # the first was cut off with its driver
+    records = [read_finished(file) for file in finished]
     assert len(records) == 2 and len({of_kind(part, "run")[0].run_id for part in records}) == 1
-    assert [row[AXIS] for part in records for row in history(part)] == list(range(1, STEPS + 1))
+    logged = [row[AXIS] for part in records for row in history(part)]
+    assert logged == list(range(logged[0], STEPS + 1)) and logged[0] <= 2
     written = [screen, *(file for file in run_dir.path.rglob("*") if file.is_file())]
     assert not [file for file in written if KEY.encode() in file.read_bytes()]
 
 
-def wait_for_row(run_dir: RunDir, process: "subprocess.Popen[bytes]", screen: Path) -> None:
-    """Until the first step is written down."""
+def wait_for_row(run_dir: RunDir, process: "subprocess.Popen[bytes]", screen: Path, attempt: int) -> None:
+    """Wait until this attempt (from 1) has written down its first step."""
     deadline = time.monotonic() + 300
-    while not read_metrics(run_dir.metrics_path):
+    while not rows_of(run_dir, attempt):
         assert process.poll() is None and time.monotonic() < deadline, screen.read_text()
         time.sleep(0.05)
+
+
+def rows_of(run_dir: RunDir, attempt: int) -> list[dict[str, Any]]:
+    """Return the metrics rows that were written since this attempt began."""
+    attempts = run_dir.read_run().get("attempts", [])
+    if len(attempts) < attempt:
+        return []
+    began = datetime.fromisoformat(attempts[attempt - 1]["started"]).timestamp()
+    return [row for row in read_metrics(run_dir.metrics_path) if row["time"] > began]
