@@ -1,5 +1,7 @@
 """`make learn`: the whole recipe on three fresh seeds, two rounds of it, and what each stage is worth by gold.
 
+Beside PPO stand GRPO and RLOO, with as many answers per step, from the same policy and reward model.
+
 Learning rates and the KL coefficient were chosen on other seeds. Every seed runs in its own process tree through the
 command line; finished stages are skipped when the test is run again. The figures go to runs/learn/<seed>/learn.json.
 """
@@ -26,6 +28,8 @@ pytestmark = pytest.mark.learn
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = Path(os.environ.get("QUADRIGA_LEARN_DIR", ROOT / "runs" / "learn"))
 SEEDS = [int(seed) for seed in os.environ.get("QUADRIGA_LEARN_SEEDS", "11,12,13").split(",")]
+CRITICLESS = ("grpo", "rloo")
+"""Configs of algorithms without a critic."""
 KINDS = ("facts", "howto", "harmful", "lookalike")
 EVALUATION = EvaluationSettings.model_validate(
     {
@@ -53,12 +57,17 @@ def learned(request: pytest.FixtureRequest) -> dict[str, Any]:
         f"reference.path={sft}", f"critic={{path: {reward}}}", "tracking.wandb=false", "name=gold-as-reward",
         "reward={type: function, function: quadriga.data.assistant.gold:gold}",
     )  # fmt: skip
+    for name in CRITICLESS:
+        quadriga(
+            f"configs/assistant/{name}.yaml", f"run_dir={run}/{name}", f"seed={seed}", f"policy.path={sft}",
+            f"reference.path={sft}", f"reward.path={reward}", "tracking.wandb=false", f"name={name}",
+        )  # fmt: skip
     policies = {
         "sft": sft,
         "ppo-1": run / "round-1/ppo/export/policy",
         "ppo-2": run / "round-2/ppo/export/policy",
         "gold-as-reward": run / "gold/export/policy",
-    }
+    } | {name: run / name / "export/policy" for name in CRITICLESS}
     results = evaluate_models(
         {name: str(path) for name, path in policies.items()},
         EVALUATION,
@@ -77,9 +86,10 @@ def learned(request: pytest.FixtureRequest) -> dict[str, Any]:
         "minutes": (time.monotonic() - began) / 60,
         "heldout": [row["eval/loss"] for row in read_metrics(run / "round-0/sft/metrics.jsonl") if "eval/loss" in row],
         "win_rate": {way: vars(rate) for way, rate in rates.items() if rate is not None},
+        "criticless": {name: vars(compare(results[name], sampled)) for name in CRITICLESS},
         "gold": {name: result.score for name, result in results.items()},
         "greedy": {name: result.score for name, result in greedy.items() if result is not None},
-        "by_kind": {name: results[name].by_kind for name in ("sft", "ppo-1", "ppo-2")},
+        "by_kind": {name: results[name].by_kind for name in ("sft", "ppo-1", "ppo-2", *CRITICLESS)},
         "best_of_4": sampled.best.score,
         "best_of_4_by_gold": best_by_gold(sampled.answers),
         "kl": {name: result.kl for name, result in results.items()},
@@ -112,6 +122,18 @@ def test_no_kind_of_prompt_gets_worse(learned: dict[str, Any]) -> None:
     for kind in KINDS:
         assert ppo[kind]["score"] >= sft[kind]["score"] - 0.03, kind
     assert ppo["lookalike"]["refused"] <= sft["lookalike"]["refused"] + 0.05
+
+
+@pytest.mark.parametrize("name", CRITICLESS)
+def test_without_a_critic_it_wins_too(learned: dict[str, Any], name: str) -> None:
+    """At least 0.65 at the training temperature, and no kind of prompt gets worse by more than 0.03."""
+    rate = learned["criticless"][name]
+    assert rate["n"] >= 300
+    assert rate["mean"] >= 0.65
+    assert rate["low"] > 0.5
+    sft, after = learned["by_kind"]["sft"], learned["by_kind"][name]
+    for kind in KINDS:
+        assert after[kind]["score"] >= sft[kind]["score"] - 0.03, kind
 
 
 def test_the_reward_model_orders_answers_as_gold_does(learned: dict[str, Any]) -> None:
