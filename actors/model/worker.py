@@ -76,6 +76,7 @@ class ModelWorker:
     def __init__(self, spec: ModelWorkerSpec):
         self.spec = spec
         self.steps = 0
+        self.moved = False  # whether a step has been checked to move every tensor
         self.sender: Sender[Any] | None = None
 
     def address(self) -> tuple[str, int]:
@@ -165,13 +166,13 @@ class ModelWorker:
         Raises Fault, before any weight changes, when the gradient norm is not finite.
         """
         began = time.monotonic()
-        check = self.steps == 0 and lr > 0
+        check = not self.moved and lr > 0
         before = self.engine.fingerprints() if check else {}
         stats = [self.forward_backward(batch, terms, temperature) for batches, terms in passes for batch in batches]
         result = UpdateResult(reduce_statistics(stats), micro_batches=len(stats))
         result.grad_norm = self.optimizer_step(lr, result.stats)
-        if check:
-            result.unchanged = self._unchanged_parameters(before, lr)
+        if check and result.grad_norm > 0:  # a step without a gradient (all advantages 0) moves nothing, rightly
+            result.unchanged, self.moved = self._unchanged_parameters(before, lr), True
         self.steps += 1 if lr > 0 else 0
         return self._result(result, began)
 
@@ -256,7 +257,7 @@ class ModelWorker:
             state = self.torch.load(Path(folder) / "rank-0.pt", weights_only=True)
             self.engine.load_universal(universal, state["optimizer_steps"])
         self._set_random_state(Path(folder))
-        self.steps = steps
+        self.steps, self.moved = steps, steps > 0
         return self._result(None, began)
 
     def export(self, folder: str, kind: str, extra: dict[str, Any]) -> WorkerResult[None]:

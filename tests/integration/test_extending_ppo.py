@@ -1,8 +1,10 @@
 """The recipes of docs/extending.md for PPO: estimator, reward and loss part, from files outside the tree."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from helpers.recipes import write_recipes
@@ -21,7 +23,7 @@ def run(ray_cluster: None, made_model: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("extending")
     write_recipes(folder, "centred.py", "brevity.py", "anchor.py", "anchor_loss.py")
     raw: dict[str, Any] = stage("ppo", folder, made_model)
-    raw |= {"reward": {"type": "brevity:Brevity", "per_token": 0.5}, "total_steps": 2}
+    raw |= {"reward": {"type": "brevity:Brevity", "per_character": 0.5}, "total_steps": 2}
     raw["algorithm"] |= {
         "estimator": {"type": "centred:Centred", "scale": 2.0},
         "parts": [{"type": "anchor:Anchor", "coefficient": 0.1, "width": 2.0}],
@@ -39,8 +41,11 @@ def run(ray_cluster: None, made_model: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_the_reward_is_the_user_s(run: RunDir) -> None:
-    for row in read_metrics(run.metrics_path):
-        assert row["reward/score"] == pytest.approx(-0.5 * row["rollout/response_length"], rel=1e-6)
+    rows = [row for file in run.samples_dir.glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    assert len(rows) == 32
+    assert {row["reward_version"] for row in rows} == {"brevity"}
+    for row in rows:
+        assert row["reward"] == pytest.approx(-0.5 * len(row["response"]))
 
 
 def test_the_estimator_is_the_user_s_and_needs_no_critic(run: RunDir) -> None:
@@ -56,8 +61,9 @@ def test_the_loss_part_ran_in_the_model_worker(run: RunDir) -> None:
     """Old and new log-probs are equal in the first optimizer step and differ in the later ones of a step."""
     for row in read_metrics(run.metrics_path):
         assert row["actor/anchor_loss"] > 0
-        # ((new - old) / 2)^2 against r - 1 - log r, which is (new - old)^2 / 2 for small differences.
-        assert row["actor/anchor_loss"] == pytest.approx(row["actor/approx_kl"] / 2, rel=0.05)
+        # With x = new - old: (x / 2)^2 against e^x - 1 - x, which is x^2 / 2 times a factor between e^-|x| and e^|x|.
+        factor = math.exp(row["actor/log_ratio_max"])
+        assert 1 / factor <= row["actor/anchor_loss"] / (row["actor/approx_kl"] / 2) <= factor
 
 
 def test_the_config_that_is_kept_loads_again(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,15 @@ def measured(group: ActorGroup, folder: Path) -> dict[str, tuple[dict[str, float
     return found
 
 
+def nothing_to_learn_is_no_fault(group: ActorGroup) -> None:
+    """A first step whose advantages are all 0 moves nothing, and the next one is checked to move every tensor."""
+    (part,) = parts_of(*CASES["token"])
+    for element in part.elements:
+        element.tokens["advantages"] = [np.zeros_like(element.tokens["advantages"][0])]
+    assert group.update([part], 1e-3).result().grad_norm == 0
+    assert group.update(parts_of(*CASES["token"]), 1e-3).result().grad_norm > 0
+
+
 def test_two_ranks_are_one(ray_cluster: None, made_model: Path, tmp_path: Path) -> None:
     """Statistics within 1e-5, gradients within 1e-5 of their norm (L2, over all tensors)."""
     ray.cloudpickle.register_pickle_by_value(recording_workers)  # the actors' processes cannot import it
@@ -70,6 +79,7 @@ def test_two_ranks_are_one(ray_cluster: None, made_model: Path, tmp_path: Path) 
             cluster, uses, None, str(tmp_path / "logs"), {"actor": recording_workers.RecordingWorker}
         ) as running:
             results.append(measured(running.groups["actor"], tmp_path / str(ranks)))
+            nothing_to_learn_is_no_fault(running.groups["actor"])
     one, two = results
     for name in CASES:
         (stats, gradients), (other_stats, other_gradients) = one[name], two[name]
