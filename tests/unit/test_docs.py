@@ -68,3 +68,13 @@ def test_named_test_files_exist(page: Path) -> None:
     known = {file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("test_*.py")}
     named = re.findall(r"`([\w./-]*test_\w+\.py)`", page.read_text(encoding="utf-8"))
     assert [name for name in named if not any(file == name or file.endswith(f"/{name}") for file in known)] == []
+
+
+def test_a_walk_takes_at_most_eight_files() -> None:
+    """The walks of docs/architecture.md: a prompt, the weights, and two settings."""
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    walks = text[text.index("## A prompt, from") :]
+    bodies = re.split(r"^## .*$|^`[\w.]+`, eight files:$", walks, flags=re.MULTILINE)
+    counts = [len(set(re.findall(r"`([\w./]+\.py)(?:: [\w.]+)?`", body))) for body in bodies if body.strip()]
+    assert len(counts) == 4
+    assert max(counts) <= 8
