@@ -31,10 +31,7 @@ class PolicyClip(Loss):
     fields: ClassVar[tuple[str, ...]] = ("old_logprobs", "advantages", "weights")
 
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
-        new, old, advantages, weights = (
-            selected(x, fields["weights"])
-            for x in (output["logprobs"], fields["old_logprobs"], fields["advantages"], fields["weights"])
-        )
+        new, old, advantages, weights = _columns(output, fields)
         log_ratio = new - old
         of_tokens = log_ratio
         if self.ratio == "sequence":
@@ -69,16 +66,19 @@ class Cispo(Loss):
     fields: ClassVar[tuple[str, ...]] = ("old_logprobs", "advantages", "weights")
 
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
-        new, old, advantages, weights = (
-            selected(x, fields["weights"])
-            for x in (output["logprobs"], fields["old_logprobs"], fields["advantages"], fields["weights"])
-        )
+        new, old, advantages, weights = _columns(output, fields)
         log_ratio = (new - old).detach()
         ratio = log_ratio.exp()
         clipped = ratio.clamp(0.0 if self.clip_low is None else 1 - self.clip_low, 1 + self.clip_high)
         loss = (-clipped * advantages * new * weights).sum()
         stats = {"loss": loss.detach(), "clip_fraction": (clipped != ratio).float().sum()}
         return loss, stats | _ratio_stats(ratio, log_ratio) | entropy_sum(output, fields["weights"])
+
+
+def _columns(output: Fields, fields: Fields) -> tuple[Tensor, ...]:
+    """Return new and old log-probs, advantages and weights of the tokens whose weight is not 0."""
+    columns = (output["logprobs"], fields["old_logprobs"], fields["advantages"], fields["weights"])
+    return tuple(selected(column, fields["weights"]) for column in columns)
 
 
 def _ratio_stats(ratio: Tensor, log_ratio: Tensor) -> Stats:

@@ -20,6 +20,6 @@ class DrGrpo(Estimator):
     needs_group: ClassVar[bool] = True
 
     def __call__(self, steps: Steps) -> Estimate:
-        """Return the advantages; there is no critic and there are no returns."""
+        """Return the advantages, without returns for a critic."""
         totals = steps.totals()
         return Estimate(steps.per_token(np.where(steps.differs(totals), totals - steps.group_means(totals), 0.0)))

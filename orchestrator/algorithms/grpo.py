@@ -24,7 +24,7 @@ class Grpo(Estimator):
     needs_group: ClassVar[bool] = True
 
     def __call__(self, steps: Steps) -> Estimate:
-        """Return the advantages; there is no critic and there are no returns."""
+        """Return the advantages, without returns for a critic."""
         totals = steps.totals()
         centred = np.where(steps.differs(totals), totals - steps.group_means(totals), 0.0)
         variance = steps.group_sums(centred**2) / np.maximum(steps.group_sizes() - 1, 1)

@@ -19,7 +19,7 @@ class ReinforcePlusPlus(Estimator):
     """Discount per token."""
 
     def __call__(self, steps: Steps) -> Estimate:
-        """Return the advantages; there is no critic and there are no returns."""
+        """Return the advantages, without returns for a critic."""
         # With values of 0 and lambda 1, GAE is the discounted sum.
         zeros = np.zeros_like(steps.rewards)
         return _whitened(segmented_gae(steps.rewards, zeros, steps.offsets, self.gamma, 1.0)[0])
@@ -38,7 +38,7 @@ class ReinforcePlusPlusBaseline(Estimator):
     needs_group: ClassVar[bool] = True
 
     def __call__(self, steps: Steps) -> Estimate:
-        """Return the advantages; there is no critic and there are no returns."""
+        """Return the advantages, without returns for a critic."""
         totals = steps.totals()
         centred = np.where(steps.differs(totals), totals - steps.group_means(totals), 0.0)
         return _whitened(steps.per_token(centred))

@@ -20,7 +20,7 @@ class Rloo(Estimator):
     needs_group: ClassVar[bool] = True
 
     def __call__(self, steps: Steps) -> Estimate:
-        """Return the advantages; there is no critic and there are no returns."""
+        """Return the advantages, without returns for a critic."""
         totals, others = steps.totals(), np.maximum(steps.group_sizes() - 1, 1)
         baseline = (steps.group_sums(totals) - totals) / others
         return Estimate(steps.per_token(np.where(steps.differs(totals), totals - baseline, 0.0)))
