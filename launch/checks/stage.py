@@ -110,7 +110,7 @@ def _check_settings(stage: StageBase) -> None:
 
 
 def _check_data(stage: StageBase, report: CheckReport) -> None:
-    """Check tokenizer, template, context and a sample of the rows; if there is no model yet, only the rows."""
+    """Check tokenizer, template, context and a sample of the rows; before the model exists, only the rows."""
     spec = spec_of(stage)
     model, folder = spec.models(stage)[0].source, spec.tokenizer(stage).folder
     report.run(model_checks.check_context, model, *spec.longest(stage))

@@ -30,7 +30,7 @@ def add_advantages(experience: Experience, settings: AlgorithmSettings, kl_coeff
     with a critic `return` (`_mean`, `_std`), `value_mean` and `explained_variance`, and with an estimator that compares
     the answers to a prompt `groups`, `groups_single` and `groups_equal`, which teach nothing.
 
-    Raises Fault when there is no sample, a number is not finite or a sample has no action token to carry its score.
+    Raises Fault for an empty experience, a number that is not finite, or a sample without an action token.
     """
     offsets, estimator = experience.offsets, settings.estimator
     scores = np.asarray(experience.numbers["score"], np.float64)

@@ -81,10 +81,10 @@ class Experience:
     def offsets(self) -> NDArray[np.int64]:
         """The borders of the samples' action tokens when they are laid end to end, [N+1].
 
-        Raises Fault if there is no sample, or one has no action token.
+        Raises Fault for an empty experience, or a sample without an action token.
         """
         if not self.samples:
-            raise Fault("there is no sample to compute advantages of", phase="advantages")
+            raise Fault("no samples to compute advantages for", phase="advantages")
         counts = np.array([int(mask.sum()) for mask in self._masks], np.int64)
         if (empty := np.flatnonzero(counts == 0)).size:
             raise Fault(f"sample {empty[0]} has no action token that could carry its score", phase="advantages")
