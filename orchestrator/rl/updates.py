@@ -29,11 +29,10 @@ class Trainee:
     role: str
     terms: Sequence[Term]
 
-    def parts(self, experience: Experience, minibatch: Sequence[int]) -> list[LossPart]:
-        """Return the parts of one optimizer step; their normaliser is the sum of the samples' units."""
+    def parts(self, experience: Experience, minibatch: Sequence[int], units: float) -> list[LossPart]:
+        """Return the parts of one optimizer step; units: their normaliser, the sum of the samples' units."""
         fields = dict.fromkeys(name for term in self.terms for name in term.loss.fields)
         elements = experience.elements(minibatch, list(fields))
-        units = float(sum(experience.numbers["units"][i] for i in minibatch))
         return [LossPart(term.loss, elements, units, term.coefficient, term.name) for term in self.terms]
 
 
@@ -74,7 +73,7 @@ def train(
         units = float(sum(experience.numbers["units"][i] for i in minibatch))
         pending = {
             trainee.role: groups[trainee.role].update(
-                trainee.parts(experience, minibatch), rates[trainee.role], temperature
+                trainee.parts(experience, minibatch, units), rates[trainee.role], temperature
             )
             for trainee in trainees
         }
