@@ -15,6 +15,7 @@ from helpers.small_stages import CLUSTER, stage
 
 from quadriga.launch.cli.app import main
 from quadriga.launch.config.load import build
+from quadriga.launch.ssh import preflight
 
 pytestmark = pytest.mark.integration
 
@@ -178,8 +179,15 @@ def test_a_clock_that_is_wrong(config: dict[str, Any], refused: Launch, tmp_path
     ],
 )
 def test_hosts_that_do_not_reach_each_other(
-    host: int, unreachable: str, sentence: str, config: dict[str, Any], refused: Launch, four_hosts: Hosts
+    host: int,
+    unreachable: str,
+    sentence: str,
+    config: dict[str, Any],
+    refused: Launch,
+    four_hosts: Hosts,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(preflight, "LISTEN_SECONDS", 2)
     route = ("ip", "route", "{}", "unreachable", f"{unreachable}/32")
     assert four_hosts.run(host, *[word.format("add") for word in route]).returncode == 0
     try:
