@@ -8,8 +8,8 @@ PAGE = Path(__file__).parents[2] / "docs/extending.md"
 
 def write_recipes(folder: Path, *names: str) -> None:
     """Write files that the page shows, each of which begins with a comment that names it."""
-    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```\w+\n# ([\w/]+\.\w+)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     shown = dict(blocks)
-    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(shown[name])

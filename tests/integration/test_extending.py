@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.recipes import write_recipes
 from helpers.small_stages import CLUSTER, demonstrations, rankings
 
 from quadriga.data.rundir import RunDir
@@ -18,18 +18,14 @@ from quadriga.launch.cli.app import main
 from quadriga.orchestrator.tracking.tracker import read_metrics
 
 pytestmark = pytest.mark.integration
-PAGE = Path(__file__).parents[2] / "docs/extending.md"
+DPO = ("toy_dpo/spec.py", "toy_dpo/trainer.py", "dpo.yaml")
 
 
 @pytest.fixture(scope="module")
 def workplace(made_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The user's folder: the page's files, and `dpo.yaml` cut to a few steps on a small model."""
     folder = tmp_path_factory.mktemp("extending")
-    for name, code in re.findall(
-        r"```\w+\n# (toy_dpo/\w+\.py|dpo\.yaml)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
-    ):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(code)
+    write_recipes(folder, *DPO)
     config = yaml.safe_load((folder / "dpo.yaml").read_text()) | {
         "model": {"path": str(made_model)},
         "data": {"train": rankings(folder / "rankings.jsonl"), "max_tokens": 64, "heldout_fraction": 0.2},

@@ -1,6 +1,7 @@
 """A run sent to a real Ray head without Quadriga: it outlives its client, is found again, stopped and sent again."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ import yaml
 from helpers.cut_proxy import cut_proxy
 from helpers.ray_head import Head, ray_head
 from helpers.recipes import write_recipes
-from helpers.small_stages import KEY, stage
+from helpers.small_stages import CLUSTER, KEY, rankings, stage
 
 from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.tracking.tracker import read_metrics
@@ -245,23 +246,21 @@ def test_without_the_token(head: Head, variables: dict[str, str], said: str) -> 
 
 
 def test_a_user_s_modules_travel_with_the_job(head: Head, made_model: Path, tmp_path: Path) -> None:
-    """Estimator, reward and loss part from --working-dir: in the driver, and in a model worker of the cluster."""
+    """A stage from --working-dir: its trainer in the driver, its loss in a model worker of the cluster."""
     modules = tmp_path / "modules"
-    write_recipes(modules, "centred.py", "brevity.py", "anchor.py", "anchor_loss.py")
-    raw = stage("ppo", tmp_path, made_model)
-    raw |= {"reward": {"type": "brevity:Brevity"}, "total_steps": 1, "name": "extended"}
-    raw["algorithm"] |= {
-        "estimator": {"type": "centred:Centred"},
-        "parts": [{"type": "anchor:Anchor", "coefficient": 0.1}],
-        "missing_eos_penalty": 0.0,
+    write_recipes(modules, "toy_dpo/spec.py", "toy_dpo/trainer.py", "dpo.yaml")
+    config = yaml.safe_load((modules / "dpo.yaml").read_text()) | {
+        "model": {"path": str(made_model)},
+        "data": {"train": rankings(tmp_path / "rankings.jsonl"), "max_tokens": 64},
+        "run_dir": str(tmp_path / "run"),
+        "total_steps": 1,
+        "cluster": CLUSTER,
     }
-    del raw["critic_optimizer"]
-    (tmp_path / "ppo.yaml").write_text(yaml.safe_dump(raw))
-    words = ["submit", str(tmp_path / "ppo.yaml"), "tracking.wandb=false", "--working-dir", "."]
+    (tmp_path / "dpo.yaml").write_text(yaml.safe_dump(config))
+    words = ["submit", str(tmp_path / "dpo.yaml"), "tracking.wandb=false", "--working-dir", "."]
     done = finish(start(head, *words, folder=modules))
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunDir(tmp_path / "run")
     (row,) = read_metrics(run.metrics_path)
-    assert row["reward/score"] < 0
-    assert row["actor/anchor_loss"] > 0
-    assert {name.split()[0] for name in run.read_run()["processes"]} == {"actor", "reference", "rollout"}
+    assert row["train/loss"] == pytest.approx(math.log(2), abs=1e-5)  # policy and reference are the same
+    assert {name.split()[0] for name in run.read_run()["processes"]} == {"actor", "reference"}
