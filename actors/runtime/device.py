@@ -24,6 +24,7 @@ def driver_environment() -> dict[str, str]:
     return ENVIRONMENT | {
         "DS_ACCELERATOR": "cpu",  # the driver computes nothing; without this DeepSpeed looks for devices and warns
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "RAY_prestart_worker_first_driver": "0",  # every process of ours has an environment that idle workers lack
         "RAY_worker_niceness": "0",  # Ray's 15 would let anything else on the machine starve the training
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS_SKIP_REGEX": "^A worker died or was killed while executing",  # our messages name it
