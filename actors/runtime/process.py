@@ -35,7 +35,7 @@ def runtime_env(kind: str, device: str, threads: int) -> dict[str, Any]:
     which it was started.
     """
     places = {"PYTHONPATH": f"{os.getcwd()}{os.pathsep}${{PYTHONPATH}}"}
-    return {"env_vars": process_environment(device, threads) | places} | worker_command(kind)
+    return {"env_vars": process_environment(device, threads) | places} | worker_command(kind, device)
 
 
 def remote_process(cls: type, log: str, name: str) -> Any:

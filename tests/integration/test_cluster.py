@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -75,6 +76,8 @@ def test_a_run_on_three_hosts_gives_the_weights_of_one_host(
     run_dir = RunDir(config["run_dir"])
     first = quadriga(tmp_path, config)
     event(run_dir, first, event="fault_injected")
+    parents = {psutil.Process(pid).parent() for _, pid in run_dir.read_run()["processes"].values()}
+    assert ["fork_server" in " ".join(parent.cmdline()) for parent in parents if parent] == [True] * 3  # one per host
     first.kill()
     first.wait()
     said = quadriga(tmp_path, config).communicate(timeout=400)[0]
