@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,9 @@ ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 ANSWER_SECONDS = 60.0
 """Timeout of one request to the job server."""
+START_SECONDS = 120.0
+"""Time in which a cluster that has just been started must answer and take jobs. On a busy machine it takes a minute."""
+RETRY_SECONDS = 1.0
 
 RUN = "quadriga_run"
 """Key of a job's metadata for the run's name. Jobs without it are not Quadriga's."""
@@ -30,7 +34,8 @@ def connect(address: str | None = None) -> Any:
     """Return Ray's JobSubmissionClient for the cluster at `address`.
 
     None takes the address from Ray's own environment variables, and without them that of this machine. Every call of
-    the client raises UserError when the token is missing or wrong, and Unreachable when nothing answers.
+    the client raises UserError when the token is missing or wrong, and Unreachable when nothing answers. A cluster that
+    answers but cannot take jobs yet, as in its first seconds, is waited for.
     """
     from ray.job_submission import JobSubmissionClient
 
@@ -39,8 +44,14 @@ def connect(address: str | None = None) -> Any:
 
     class Client(JobSubmissionClient):
         def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-            with _explain_errors(self.get_address()):
-                return super()._do_request(method, endpoint, **{"timeout": ANSWER_SECONDS} | options)
+            deadline = time.monotonic() + START_SECONDS
+            while True:
+                with _explain_errors(self.get_address()):
+                    answer = super()._do_request(method, endpoint, **{"timeout": ANSWER_SECONDS} | options)
+                starting = answer.status_code == 500 and "No available agent" in answer.text
+                if not starting or time.monotonic() > deadline:
+                    return answer
+                time.sleep(RETRY_SECONDS)
 
     if address is not None and "://" not in address:
         address = f"http://{address}"
@@ -48,6 +59,18 @@ def connect(address: str | None = None) -> Any:
     chosen = next(candidate for candidate in candidates if candidate)
     with _unset(ADDRESS_VARIABLES), _explain_errors(chosen):  # Ray lets them override its argument
         return Client(chosen)
+
+
+def await_server(address: str) -> Any:
+    """Connect as `connect` does, to a cluster that has just been started. Raises Unreachable after START_SECONDS."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return connect(address)
+        except Unreachable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_SECONDS)
 
 
 def attempts(client: Any, run: str | None = None) -> list[Any]:

@@ -16,7 +16,7 @@ from quadriga.actors.runtime.device import driver_environment
 from quadriga.data.errors import INTERRUPTED, Fault, UserError
 from quadriga.launch.config.error_messages import summary
 from quadriga.launch.config.load import resolved
-from quadriga.launch.jobs.client import ENDED, attempts, connect
+from quadriga.launch.jobs.client import ENDED, attempts, await_server
 from quadriga.launch.jobs.control import stop_job
 from quadriga.launch.jobs.logs import follow
 from quadriga.launch.jobs.package import CONFIG, on_cluster
@@ -148,7 +148,7 @@ def _run(
     stage: AnyStage, config: Path, overrides: Sequence[str], package: JobPackage, address: str, console: Console
 ) -> int:
     """Submit the run unless it is running, and follow it. Ctrl-C stops it cleanly; a second one does not wait."""
-    client = connect(address)
+    client = await_server(address)
     running = [job for job in attempts(client, stage.name) if job.status not in ENDED]
     job = running[-1].submission_id if running else submit(client, config, overrides, package)
     try:

@@ -1,11 +1,14 @@
 """Jobs of Ray's job server: which of them are attempts at a run, their status, and errors of the connection."""
 
+import re
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from quadriga.data.errors import UserError
+from quadriga.data.errors import Unreachable, UserError
 from quadriga.launch.cli.app import main
 from quadriga.launch.jobs import client as jobs
 
@@ -54,3 +57,66 @@ def test_an_unreachable_server_is_an_error(monkeypatch: pytest.MonkeyPatch, caps
     assert "No Ray job server answers at http://127.0.0.1:9." in " ".join(capsys.readouterr().err.split())
     assert main(["jobs", "--address", "http://127.0.0.1:7"]) == 2
     assert "No Ray job server answers at http://127.0.0.1:7." in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_cluster_that_is_starting_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its dashboard refuses connections first, then has no agent for jobs, and then takes one."""
+    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.01)
+    answers = [
+        (500, b"No available agent to submit job, please try again later."),
+        (500, b"No available agent to submit job, please try again later."),
+        (200, b'{"job_id": "tune-1", "submission_id": "tune-1"}'),
+    ]
+    orders = []
+
+    class Dashboard(BaseHTTPRequestHandler):
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            self.answer(200, b'{"version": "4", "ray_version": "2.99.0"}')
+
+        def do_POST(self) -> None:
+            orders.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.answer(*answers[len(orders) - 1])
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dashboard, bind_and_activate=False)
+    server.server_bind()
+    address = f"http://127.0.0.1:{server.server_port}"
+    refused = threading.Event()
+    connect = jobs.connect
+
+    def seen(address: str) -> Any:
+        try:
+            return connect(address)
+        except Unreachable:
+            refused.set()
+            raise
+
+    def start() -> None:
+        refused.wait()
+        server.server_activate()
+        server.serve_forever()
+
+    monkeypatch.setattr(jobs, "connect", seen)
+    serving = threading.Thread(target=start)
+    serving.start()
+    client = jobs.await_server(address)
+    assert client.submit_job(entrypoint="true", submission_id="tune-1") == "tune-1"
+    server.shutdown()
+    serving.join()
+    server.server_close()
+    assert len(orders) == 3
+    assert len(set(orders)) == 1
+
+
+def test_a_cluster_that_never_starts_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "START_SECONDS", 0.1)
+    monkeypatch.setattr(jobs, "RETRY_SECONDS", 0.01)
+    with pytest.raises(Unreachable, match=re.escape("No Ray job server answers at http://127.0.0.1:9")):
+        jobs.await_server("http://127.0.0.1:9")
