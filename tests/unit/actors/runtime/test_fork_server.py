@@ -263,9 +263,8 @@ def test_client_of_another_user_gets_no_worker(node: Node) -> None:
     finally:
         os.seteuid(0)
     order = {"argv": [str(node.folder / "script.py")], "env": {"PYTHONPATH": ""}, "cwd": "/"}
-    fork_client.send(connection, order, [0, 1, 2])
-    with pytest.raises(ConnectionResetError):
-        connection.recv(1)
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):  # the server may hang up before we have sent all
+        fork_client.send(connection, order, [0, 1, 2]).recv(1)
     assert node.run("model")["parent"] == server
 
 
