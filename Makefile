@@ -52,7 +52,7 @@ demo: setup
 	$(BIN)/quadriga run configs/assistant/pipeline.yaml
 
 test: unit
-	$(TEST_ENV) $(BIN)/python -m pytest tests/integration tests/examples tests/e2e
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/integration tests/examples tests/e2e
 
 unit: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal tests/unit
