@@ -1,7 +1,8 @@
 """Causal attention over packed sequences, and its registration as a Hugging Face attention implementation.
 
 Sequences of equal length are computed together as one batch of `scaled_dot_product_attention`, so nothing is padded,
-there is no mask and no sequence can see another. This works on every device that torch runs on.
+there is no mask and no sequence can see another. This works on every device that torch runs on. Sequences longer than
+a sliding window, and scores with a soft cap, are computed in blocks of queries that need few keys or little memory.
 """
 
 from dataclasses import dataclass
@@ -12,16 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "quadriga_varlen"
 
 # Arguments that some models pass to their attention: ignoring one would change the result.
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
+_UNSUPPORTED = ("s_aux", "position_bias", "head_mask")
+
+BLOCK = 512
+"""Queries that are computed together where a window or a cap needs a mask."""
 
 
 def varlen_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float | None = None, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Compute causal softmax attention inside each sequence of a packed row.
 
@@ -29,6 +41,8 @@ def varlen_attention(
     cu_seqlens: [N+1] integer borders, preferably on the CPU: their values are needed there, and reading them from
     another device waits for it.
     scale: factor of q·k; None means 1/sqrt(D). dropout: probability on the attention weights.
+    window: number of last tokens, its own included, that a token sees; None for all of its sequence.
+    softcap: c of c * tanh(score / c), applied to the scaled scores; None for none.
     Returns [T, H, Dv]. Raises ValueError if the borders do not span T.
     """
     borders = cu_seqlens.tolist()
@@ -45,14 +59,63 @@ def varlen_attention(
     for count, length in layout.groups:
         rows = slice(start, start := start + count * length)
         query, key, value = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
-        out = scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        if softcap is not None or (window is not None and length > window):
+            out = _in_blocks(query, key, value, scale, dropout, window or length, softcap)
+        else:
+            out = scaled_dot_product_attention(
+                query, key, value, dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+            )
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     if not outputs:
         return q.new_zeros(0, q.shape[1], v.shape[2]) + (q.sum() + k.sum() + v.sum())
     out = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return out if layout.order is None else _Permute.apply(out, layout.inverse, layout.order)
+
+
+def _in_blocks(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, dropout: float, window: int, softcap: float | None
+) -> Tensor:
+    """Compute causal attention of whole sequences, [n, H, L, D], with a window and a cap; return [n, H, L, Dv].
+
+    Each block of queries takes only the keys that its window reaches.
+    """
+    length = query.shape[2]
+    place = torch.arange(length, device=query.device)
+    outputs = []
+    for start in range(0, length, BLOCK):
+        stop, first = min(start + BLOCK, length), max(0, start - window + 1)
+        distance = place[start:stop, None] - place[None, first:stop]
+        visible = (distance >= 0) & (distance < window)
+        block = query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop], visible
+        if softcap is None:
+            grouped = query.shape[1] != key.shape[1]
+            out = scaled_dot_product_attention(
+                *block[:3], attn_mask=visible, dropout_p=dropout, scale=scale, enable_gqa=grouped
+            )
+        elif torch.is_grad_enabled():  # recomputed in backward: a block's scores are larger than its output
+            out = checkpoint(_capped, *block, scale, dropout, softcap, use_reentrant=False)
+        else:
+            out = _capped(*block, scale, dropout, softcap)
+        outputs.append(out)
+    return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0]
+
+
+def _capped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor,
+    scale: float | None,
+    dropout: float,
+    softcap: float,
+) -> Tensor:
+    """Compute attention with capped scores (Gemma Team 2024, section 2), the softmax in float32 or wider."""
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = torch.tanh(scores / softcap) * softcap
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1, dtype=wide).to(value.dtype)
+    return torch.dropout(weights, dropout, train=dropout > 0) @ value
 
 
 def register_varlen_attention() -> None:
@@ -122,6 +185,7 @@ def _attention_forward(
     dropout: float = 0.0,
     is_causal: bool | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     cu_seqlens: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -144,13 +208,8 @@ def _attention_forward(
         raise ValueError(
             f"{family}: packed attention does not support {', '.join(unsupported)}; use another model family"
         )
-    if sliding_window is not None and (longest := int(cu_seqlens.diff().max())) > sliding_window:
-        raise ValueError(
-            f"{family}: a sequence has {longest} tokens, but the model's attention window is {sliding_window}; packed "
-            "attention has no window. Use shorter sequences."
-        )
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return varlen_attention(q, k, v, cu_seqlens, scaling, dropout).unsqueeze(0), None
+    return varlen_attention(q, k, v, cu_seqlens, scaling, dropout, sliding_window, softcap).unsqueeze(0), None
 
 
 def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:

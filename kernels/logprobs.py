@@ -1,9 +1,36 @@
 """Log-probabilities of given tokens straight from hidden states, without the [T, V] logits."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """Change of a head's output x that some families make: scale * x, then softcap * tanh(x / softcap).
+
+    softcap: None for no cap, as in most families. Gemma 2 introduced it (Gemma Team 2024, section 2).
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return the logits, computed in place."""
+        if self.scale != 1.0:
+            x = x.mul_(self.scale)
+        return x if self.softcap is None else x.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def chain(self, gradient: Tensor, logits: Tensor, temperature: float) -> Tensor:
+        """Return the gradient of the head's output, in place, from that of the transformed values.
+
+        logits: the transformed values divided by the temperature.
+        """
+        if self.softcap is not None:
+            gradient = gradient.mul_(1 - (logits * (temperature / self.softcap)).square_())
+        return gradient if self.scale == 1.0 else gradient.mul_(self.scale)
 
 
 def linear_logprobs(
@@ -14,6 +41,7 @@ def linear_logprobs(
     temperature: float = 1.0,
     chunk: int = 256,
     entropy_gradient: bool = False,
+    transform: LogitTransform = LogitTransform(),
 ) -> tuple[Tensor, Tensor]:
     """Return the log-softmax of a language-model head at the target tokens, and the whole distribution's entropy.
 
@@ -22,12 +50,13 @@ def linear_logprobs(
     chunk: rows computed at a time; at most [chunk, V] logits exist at once. Backward computes them again.
     The matrix products run in the inputs' dtype (autocast's where it is on), everything after them in float32 or wider.
     entropy_gradient: whether the entropy carries a gradient too; without, a backward pass costs less.
+    transform: what the model's family does to its logits, before the temperature.
     Returns (logprobs [T], entropy [T]) in nats, float32 (float64 for float64 inputs).
     Raises ValueError for a temperature that is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    return _LinearLogprobs.apply(hidden, weight, bias, targets, temperature, chunk, entropy_gradient)
+    return _LinearLogprobs.apply(hidden, weight, bias, targets, temperature, chunk, entropy_gradient, transform)
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -47,9 +76,10 @@ class _LinearLogprobs(torch.autograd.Function):
         temperature: float,
         chunk: int,
         entropy_gradient: bool,
+        transform: LogitTransform,
     ) -> tuple[Tensor, Tensor]:
         dtype = _compute_dtype(hidden, weight)
-        head = weight.to(dtype), None if bias is None else bias.to(dtype), temperature
+        head = weight.to(dtype), None if bias is None else bias.to(dtype), temperature, transform
         wide = torch.promote_types(dtype, torch.float32)
         normaliser, logprobs, entropy = (torch.empty(len(targets), dtype=wide, device=hidden.device) for _ in range(3))
         for rows in _chunks(len(targets), chunk):
@@ -59,7 +89,7 @@ class _LinearLogprobs(torch.autograd.Function):
             probabilities = (logits - normaliser[rows, None]).exp_()
             entropy[rows] = normaliser[rows] - probabilities.mul_(logits).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy if entropy_gradient else None)
-        ctx.temperature, ctx.chunk, ctx.dtype = temperature, chunk, dtype
+        ctx.temperature, ctx.chunk, ctx.dtype, ctx.transform = temperature, chunk, dtype, transform
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -72,7 +102,7 @@ class _LinearLogprobs(torch.autograd.Function):
         """
         hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
         for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
-        head = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype), ctx.temperature
+        head = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype), ctx.temperature, ctx.transform
         wide = normaliser.dtype
         d_hidden = torch.empty_like(hidden) if for_hidden else None
         # Sums over chunks are kept wide: thousands of bfloat16 additions would lose small terms.
@@ -80,7 +110,8 @@ class _LinearLogprobs(torch.autograd.Function):
         d_bias = torch.zeros(bias.shape, dtype=wide, device=bias.device) if for_bias else None
         for rows in _chunks(len(targets), ctx.chunk):
             chunk = hidden[rows].to(ctx.dtype)
-            logp = _logits(chunk, *head) - normaliser[rows, None]
+            logits = _logits(chunk, *head)
+            logp = logits - normaliser[rows, None]
             d_entropy = None
             if entropy is not None:
                 d_entropy = -logp.exp() * (logp + entropy[rows, None])
@@ -90,6 +121,7 @@ class _LinearLogprobs(torch.autograd.Function):
             d_logits *= (grad[rows] / ctx.temperature)[:, None]
             if d_entropy is not None:
                 d_logits += d_entropy
+            d_logits = ctx.transform.chain(d_logits, logits, ctx.temperature)
             if d_bias is not None:
                 d_bias += d_logits.sum(0)
             d_logits = d_logits.to(ctx.dtype)
@@ -105,13 +137,16 @@ class _LinearLogprobs(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """Return the logits [rows, V], divided by the temperature, in float32 or wider."""
-    logits = torch.nn.functional.linear(hidden, weight, bias)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).div_(temperature)
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, transform: LogitTransform
+) -> Tensor:
+    """Return the logits [rows, V], transformed and divided by the temperature, in float32 or wider."""
+    output = torch.nn.functional.linear(hidden, weight, bias)
+    return transform.apply(output.to(torch.promote_types(output.dtype, torch.float32))).div_(temperature)
 
 
 def _chunks(total: int, chunk: int) -> list[slice]:

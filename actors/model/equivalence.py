@@ -73,22 +73,24 @@ def _packed(torch: Any, engine: Any, model: Any, head: Head, sequences: list[Any
 
 def _unpacked(engine: Any, head: Head, sequence: Any) -> Any:
     """Return the same for one sequence, from the model's own logits."""
-    logits = engine(input_ids=sequence[None], use_cache=False).logits[0].float()
+    output = engine(input_ids=sequence[None], use_cache=False)
     if head == "scalar":
-        return logits[:, 0]
+        return output[0].float()
+    logits = output.logits[0].float()
     return logits[:-1].log_softmax(-1).gather(1, sequence[1:, None])[:, 0]
 
 
 @contextmanager
 def _own_head_and_attention(model: Any, head: Head) -> Iterator[None]:
-    """Give the model its own head and attention while the context lasts."""
-    layer = model.get_output_embeddings() if head == "logprobs" else None
-    our_forward = layer.__dict__.pop("forward") if layer is not None else None
+    """Give a causal LM its own forward and head, and any model its own attention, while the context lasts."""
+    replaced = [model, model.get_output_embeddings()] if head == "logprobs" else []
+    ours = [module.__dict__.pop("forward") for module in replaced]
+    base = model.base if head == "scalar" else model
     attention = model.config._attn_implementation
-    model.set_attn_implementation("eager")
+    base.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(attention)
-        if layer is not None:
-            layer.forward = our_forward
+        base.set_attn_implementation(attention)
+        for module, forward in zip(replaced, ours, strict=True):
+            module.forward = forward

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.weights.source import full_shape, gathered_buckets
+from quadriga.actors.weights.source import full_shape, gathered_buckets, persistent_buffers
 
 AUTO_CLASSES = {
     "policy": "AutoModelForCausalLM",
@@ -16,24 +16,35 @@ def export_model(model: Any, folder: Path, kind: str, extra: dict[str, Any], buc
     """Gather the whole model and, if `write`, save it to `folder`; all ranks must do so together.
 
     kind: `policy` (causal LM), `reward` (sequence classification, one label, head without bias) or `critic` (token
-    classification, one label). extra: additional fields of config.json, such as `reward_shift` and `pad_token_id`.
+    classification, one label). extra: additional fields of config.json, such as `reward_shift` and `pad_token_id`; the
+    shift takes up a bias of the reward head, so that score and shift together stay the same.
     Raises RuntimeError if a gathered tensor does not have its full shape.
     """
     state: dict[str, Any] = {}
     names = list(model.named_parameters())  # tied tensors once, as the layout requires
     expected = {name: full_shape(parameter) for name, parameter in names}
-    # A scalar model is a token classifier here; a sequence classifier has the same head, without bias.
-    renamed = {"classifier.weight": "score.weight"} if kind == "reward" else {}
+    head = _head_name(model.config) if kind == "critic" else "score"
     for bucket in gathered_buckets(model, bucket_bytes, names):
         if not write:
             continue
         for name, tensor in bucket:
             if tuple(tensor.shape) != expected[name]:
                 raise RuntimeError(f"{name} was gathered with shape {tuple(tensor.shape)}, not {expected[name]}")
-            if kind != "reward" or not name.endswith(("score.bias", "classifier.bias")):
-                state[renamed.get(name, name)] = tensor.cpu().clone()
+            state[name.replace("score.", f"{head}.") if name.startswith("score.") else name] = tensor.cpu().clone()
     if write:
+        state |= {name: buffer.cpu().clone() for name, buffer in persistent_buffers(model)}
+        if kind == "reward":
+            extra = extra | {"reward_shift": extra.get("reward_shift", 0.0) - float(state.pop("score.bias")[0])}
         _save(model, folder, kind, extra, state)
+
+
+def _head_name(config: Any) -> str:
+    """Return the name of the scalar head in a family's class for token classification, `score` if it has none."""
+    import transformers
+    from transformers.modeling_layers import GenericForTokenClassification
+
+    family = transformers.AutoModelForTokenClassification._model_mapping.get(type(config), None)
+    return "score" if family is None or issubclass(family, GenericForTokenClassification) else "classifier"
 
 
 def _save(model: Any, folder: Path, kind: str, extra: dict[str, Any], state: dict[str, Any]) -> None:
@@ -48,9 +59,13 @@ def _save(model: Any, folder: Path, kind: str, extra: dict[str, Any], state: dic
         setattr(config, key, value)
     config.use_cache = True
     config.dtype = next(iter(state.values())).dtype
-    config.architectures = [getattr(transformers, AUTO_CLASSES[kind])._model_mapping[type(config)].__name__]
+    # A family without such a class has no name for the architecture; base model and head are there all the same.
+    architecture = getattr(transformers, AUTO_CLASSES[kind])._model_mapping.get(type(config), None)
+    config.architectures = [architecture.__name__] if architecture else None
     if kind != "policy":
         config.num_labels = 1
+    if kind == "critic":  # its bias has the shift of the reward model that it started from
+        config.__dict__.pop("reward_shift", None)
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     if kind == "policy":

@@ -7,6 +7,9 @@ from typing import Any
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import UserError
 
+HEADS = ("score", "classifier")
+"""Names of the scalar head in Hugging Face's classes for sequence and token classification."""
+
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """Return the config.json of a model folder. Raises UserError if there is none that names a model type."""
@@ -62,7 +65,7 @@ def check_reward_head(path: str | Path) -> None:
 
     The folder of a causal LM has no head at all.
     """
-    head = stored_head(path)
+    head, _ = stored_head(path)
     if head is None:
         raise UserError(
             f"{path} has no trained reward head (no `score.weight` or `classifier.weight` among its weights), so its "
@@ -76,16 +79,22 @@ def check_reward_head(path: str | Path) -> None:
         )
 
 
-def stored_head(path: str | Path) -> Any:
-    """Return the scalar head's weight [labels, hidden size] in a folder of safetensors, None if there is none."""
+def stored_head(path: str | Path) -> tuple[Any, float]:
+    """Return the scalar head in a folder of safetensors: weight [labels, hidden size] or None, and the first bias.
+
+    Hugging Face's classes call it `score` or `classifier`, and only some of them have a bias; without, it is 0.
+    """
     from safetensors import safe_open
 
+    weight, bias = None, 0.0
     for file in sorted(Path(path).glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
-            for name in ("score.weight", "classifier.weight"):
-                if name in tensors.keys():  # noqa: SIM118 (safe_open is not a mapping)
-                    return tensors.get_tensor(name)
-    return None
+            for name in set(tensors.keys()) & {f"{head}.{kind}" for head in HEADS for kind in ("weight", "bias")}:
+                if name.endswith("weight"):
+                    weight = tensors.get_tensor(name)
+                else:
+                    bias = float(tensors.get_tensor(name)[0])
+    return weight, bias
 
 
 def check_same_tokenizer(policy: str | Path, reward: str | Path) -> None:

@@ -2,15 +2,17 @@
 
 A causal LM's head computes `linear_logprobs`, so the logits of a row never exist all at once; this happens in the
 forward of the head because ZeRO-3 gathers a parameter only for the forward of the module that owns it. Critic and
-reward model are the same token-classification model with one label; they differ in the positions that are read and in
-their export.
+reward model are the same `ScalarModel`; they differ in the positions that are read and in their export.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from quadriga.actors.model.folder import read_config, stored_head
+from quadriga.actors.model.folder import read_config
 from quadriga.data.errors import UserError
+
+if TYPE_CHECKING:
+    from quadriga.kernels.logprobs import LogitTransform
 
 Head = Literal["logprobs", "scalar"]
 
@@ -21,7 +23,8 @@ class ModelSpec:
 
     path: folder with config.json and safetensors weights. head: log-probs of a causal LM, or one scalar per token.
     seed, head_std: a scalar head that the folder does not have is drawn from N(0, head_std^2), where None means a
-    standard deviation of 1 / sqrt(hidden size + 1). bias: initial bias of the scalar head; None fixes it at 0.
+    standard deviation of 1 / sqrt(hidden size + 1). bias: is added to the bias of the folder's scalar head, and the sum
+    is trained; None keeps the folder's bias, or 0, fixed.
     """
 
     path: str
@@ -41,50 +44,72 @@ def load_model(spec: ModelSpec, dtype: Any) -> Any:
 
     Raises UserError for a folder that is not a model, or a family that cannot be trained here.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+    from transformers import AutoModel, AutoModelForCausalLM
 
+    from quadriga.actors.model.scalar import ScalarModel
     from quadriga.kernels.attention import register_varlen_attention
 
     read_config(spec.path)
     register_varlen_attention()
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "quadriga_varlen", "use_safetensors": True}
+    auto = AutoModelForCausalLM if spec.head == "logprobs" else AutoModel
     try:
-        if spec.head == "logprobs":
-            model = AutoModelForCausalLM.from_pretrained(spec.path, **options)
-            _replace_lm_head(model)
-        else:
-            model = AutoModelForTokenClassification.from_pretrained(spec.path, num_labels=1, **options)
-            _initialise_scalar_head(model, spec, torch)
-    except (OSError, ValueError) as error:
+        model, report = auto.from_pretrained(
+            spec.path,
+            dtype=dtype,
+            attn_implementation="quadriga_varlen",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{spec.path} does not load as a model: {error}") from error
     except KeyError as error:  # from a family with a fixed table of attentions
         raise UserError(
             f"{spec.path} cannot be trained here: its family takes no attention but its own ({error}). Take a model of "
             "another family, such as Llama or Qwen."
         ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{spec.path} lacks {len(missing)} tensors of its family, for example {missing[0]}: they would be random. "
+            "Is the folder complete, and is it a causal language model?"
+        )
     model.config.use_cache = False
-    return model.eval()
+    if spec.head == "logprobs":
+        _compute_logprobs(model)
+        return model.eval()
+    return ScalarModel(model, spec.seed, spec.bias, spec.head_std).eval()
 
 
-def scalar_head(model: Any) -> Any:
-    """Return the linear layer that gives one number per token."""
-    return model.score if hasattr(model, "score") else model.classifier
+def logit_transform(config: Any) -> "LogitTransform":
+    """Return what a family does to the logits after its head, from the fields of its config.
+
+    A family with a change under another name is refused when its packed forward is compared with its own.
+    """
+    from quadriga.kernels.logprobs import LogitTransform
+
+    text = config.get_text_config()
+    scale = 1.0
+    if divisor := getattr(text, "logits_scaling", None):  # Granite
+        scale /= divisor
+    for name in ("logit_scale", "lm_head_multiplier"):  # Cohere, Falcon-H1
+        scale *= getattr(text, name, None) or 1.0
+    return LogitTransform(scale, getattr(text, "final_logit_softcapping", None))
 
 
-def _replace_lm_head(model: Any) -> None:
-    """Have the head return log-probs and entropies [1, T, 2] for its `request`.
+def _compute_logprobs(model: Any) -> None:
+    """Have a causal LM return log-probs and entropies [1, T, 2] for its head's `request`.
 
-    A request is (target tokens, temperature, whether the entropies carry a gradient).
+    A request is (target tokens, temperature, whether the entropies carry a gradient). The model's own forward, which
+    may change the logits after the head, is replaced by decoder and head. The decoder, not the model, has the sequence
+    of modules that ZeRO-3 gathers, and the head's own forward is the place where its parameters are whole.
     """
     import torch
 
     from quadriga.kernels.logprobs import linear_logprobs
 
-    head = model.get_output_embeddings()
+    head, transform = model.get_output_embeddings(), logit_transform(model.config)
     head.request = None
 
-    def forward(hidden: Any) -> Any:
+    def head_forward(hidden: Any) -> Any:
         targets, temperature, entropy_gradient = head.request
         logprobs, entropy = linear_logprobs(
             hidden[0],
@@ -93,42 +118,15 @@ def _replace_lm_head(model: Any) -> None:
             bias=getattr(head, "bias", None),
             temperature=temperature,
             entropy_gradient=entropy_gradient,
+            transform=transform,
         )
         return torch.stack([logprobs, entropy], dim=-1)[None]
 
-    head.forward = forward
+    def forward(**inputs: Any) -> Any:
+        return head(model.base_model(**inputs)[0])
 
-
-def _initialise_scalar_head(model: Any, spec: ModelSpec, torch: Any) -> None:
-    """Set the head's weight, to the folder's under any of its names or else at random, and its bias.
-
-    Some families name this layer differently in token and sequence classification, so one class does not read what the
-    other saved. The random weight is N(0, 1/(d+1)) by default (Stiennon et al. 2020, appendix B.1).
-    """
-    head = scalar_head(model)
-    stored = stored_head(spec.path)
-    with _gathered([head.weight] + ([head.bias] if head.bias is not None else [])), torch.no_grad():
-        if stored is not None:
-            head.weight.copy_(stored)
-        else:
-            generator = torch.Generator().manual_seed(spec.seed)
-            std = spec.head_std if spec.head_std is not None else (head.weight.shape[1] + 1) ** -0.5
-            head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * std)
-        if head.bias is not None:
-            head.bias.fill_(spec.bias or 0.0)
-    if head.bias is not None and spec.bias is None:
-        head.bias.requires_grad_(False)
-
-
-def _gathered(parameters: list[Any]) -> Any:
-    """Return a context with whole tensors on all ranks, where rank 0's changes are kept; without ZeRO-3, nothing."""
-    from contextlib import nullcontext
-
-    if not any(hasattr(p, "ds_id") for p in parameters):
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+    head.forward = head_forward
+    model.forward = forward
 
 
 def token_logprobs(
@@ -138,14 +136,14 @@ def token_logprobs(
     import torch
 
     model.get_output_embeddings().request = (torch.roll(batch["token_ids"], -1), temperature, entropy_gradient)
-    output = engine(**_inputs(batch)).logits[0]
+    output = engine(**_inputs(batch))[0]
     aligned = torch.where(batch["first"][:, None], 0.0, torch.roll(output, 1, dims=0))
     return aligned[:, 0], aligned[:, 1]
 
 
 def token_scalars(engine: Any, batch: dict[str, Any]) -> Any:
     """Return the head's output per position, [T] float32, not shifted."""
-    return engine(**_inputs(batch)).logits[0, :, 0].float()
+    return engine(**_inputs(batch))[0].float()
 
 
 def _inputs(batch: dict[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,17 @@ from typing import Any
 
 
 def named_weights(model: Any) -> list[tuple[str, Any]]:
-    """Return every parameter of a model by name, tied ones under each of their names.
+    """Return every parameter of a model by name, tied ones under each of their names, and its persistent buffers.
 
     `named_parameters()` drops a tied `lm_head.weight`; an engine that does not receive it silently keeps its old head.
     """
-    return list(model.named_parameters(remove_duplicate=False))
+    return [*model.named_parameters(remove_duplicate=False), *persistent_buffers(model)]
+
+
+def persistent_buffers(model: Any) -> list[tuple[str, Any]]:
+    """Return the state of a model that is not trained but saved, such as the expert biases of DeepSeek-V3."""
+    saved = model.state_dict().keys()
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
 
 
 def full_shape(parameter: Any) -> tuple[int, ...]:

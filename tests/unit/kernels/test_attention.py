@@ -4,6 +4,7 @@
 """
 
 from copy import deepcopy
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -169,12 +170,51 @@ def test_several_rows_are_an_error() -> None:
         model(CONFIGS["llama"], "quadriga_varlen")(**rows)
 
 
-def test_sequence_longer_than_the_window_is_an_error() -> None:
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 9), max_size=4),
+    window=st.one_of(st.none(), st.integers(1, 10)),
+    softcap=st.one_of(st.none(), st.sampled_from([0.5, 3.0])),
+    block=st.integers(1, 10),
+    seed=st.integers(0, 99),
+)
+def test_window_and_cap_equal_the_definition(
+    lengths: list[int], window: int | None, softcap: float | None, block: int, seed: int
+) -> None:
+    """A token sees the last `window` tokens, itself included, whatever the block of queries."""
+    rng = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(sum(lengths), h, 3, generator=rng, dtype=torch.float64) for h in (4, 2, 2))
+    for x in (q, k, v):
+        x.requires_grad_()
+    rows, start = [], 0
+    for length in lengths:
+        for t in range(start, start + length):
+            seen = slice(max(start, t + 1 - (window or length)), t + 1)
+            for head in range(4):
+                scores = k[seen, head // 2] @ q[t, head] * 0.7
+                scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+                rows.append(torch.softmax(scores, 0) @ v[seen, head // 2])
+        start += length
+    expected = torch.stack(rows).view(-1, 4, 3) if rows else q.new_zeros(0, 4, 3)
+    with patch("quadriga.kernels.attention.BLOCK", block):
+        borders = torch.tensor([0, *lengths]).cumsum(0).int()
+        found = varlen_attention(q, k, v, borders, 0.7, window=window, softcap=softcap)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        if rows:
+            upstream = torch.randn(expected.shape, generator=rng, dtype=torch.float64)
+            ours = torch.autograd.grad((found * upstream).sum(), [q, k, v])
+            theirs = torch.autograd.grad((expected * upstream).sum(), [q, k, v])
+            for one, other in zip(ours, theirs, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_window_of_a_model_equals_its_own() -> None:
     windowed = MistralConfig(
-        **SIZES, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, sliding_window=3,
+        **SIZES, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, sliding_window=3,
         num_key_value_heads=2,
     )  # fmt: skip
-    ours = model(windowed, "quadriga_varlen")
-    ours(**packed([[1, 2, 3], [4, 5]]))
-    with pytest.raises(ValueError, match="window is 3"):
-        ours(**packed([[1, 2, 3, 4]]))
+    ours, plain = model(windowed, "quadriga_varlen"), model(windowed, "eager")
+    sequences = [[1, 2, 3, 9, 8, 7, 6], [4, 5], [11, 12, 13, 14]]
+    found = ours(**packed(sequences)).logits[0]
+    expected = torch.cat([plain(torch.tensor([ids]), use_cache=False).logits[0] for ids in sequences])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quadriga.kernels.logprobs import linear_logprobs
+from quadriga.kernels.logprobs import LogitTransform, linear_logprobs
 
 
 def head(rows: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -136,3 +136,30 @@ def test_temperature_must_be_positive() -> None:
     hidden, weight, _, targets = head(2)
     with pytest.raises(ValueError, match="temperature"):
         linear_logprobs(hidden, weight, targets, temperature=0.0)
+
+
+@pytest.mark.parametrize("transform", [LogitTransform(0.25), LogitTransform(1.0, 2.0), LogitTransform(0.5, 1.5)])
+def test_transformed_logits_equal_the_definition(transform: LogitTransform) -> None:
+    """scale * x, then softcap * tanh(x / softcap), then the temperature; gradients of both outputs by autograd."""
+    rng = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(*shape, generator=rng, dtype=torch.float64) for shape in ((7, 5), (11, 5), (11,))]
+    targets = torch.randint(11, (7,), generator=rng)
+    for x in inputs:
+        x.requires_grad_()
+    hidden, weight, bias = inputs
+    logits = (hidden @ weight.T + bias) * transform.scale
+    if transform.softcap:
+        logits = transform.softcap * torch.tanh(logits / transform.softcap)
+    expected = (logits / 0.7).log_softmax(-1)
+    entropies = -(expected.exp() * expected).sum(-1)
+    expected = expected.gather(1, targets[:, None])[:, 0]
+    found, entropy = linear_logprobs(
+        hidden, weight, targets, bias, 0.7, chunk=3, entropy_gradient=True, transform=transform
+    )
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(entropy, entropies)
+    upstream = torch.randn(2, 7, generator=rng, dtype=torch.float64)
+    ours = torch.autograd.grad((found * upstream[0] + entropy * upstream[1]).sum(), inputs)
+    theirs = torch.autograd.grad((expected * upstream[0] + entropies * upstream[1]).sum(), inputs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
+from quadriga.actors.model import heads
 from quadriga.actors.model.equivalence import check_packed_forward
 from quadriga.actors.model.heads import ModelSpec, load_model, token_logprobs
 from quadriga.data.errors import UserError
+from quadriga.kernels.logprobs import LogitTransform
 
 USUAL = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 GROUPED = USUAL | {"num_key_value_heads": 1}
@@ -46,6 +48,9 @@ def check(path: str, head: Any = "logprobs", dtype: Any = torch.float32) -> Any:
         ("gemma", GEMMA),
         ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}),
         ("gpt_neox", USUAL),
+        ("granite", GROUPED | {"logits_scaling": 8.0}),
+        ("cohere", GROUPED | {"logit_scale": 0.0625}),
+        ("gemma3_text", GEMMA | {"final_logit_softcapping": 5.0}),
     ],
 )
 def test_family_that_agrees(family: str, fields: dict[str, Any], tmp_path: Path) -> None:
@@ -79,20 +84,24 @@ def test_bfloat16_is_compared_by_its_mean(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "fields"),
     [
-        ("granite", GROUPED | {"logits_scaling": 8.0}),
-        ("cohere", GROUPED | {"logit_scale": 0.0625}),
-        ("gemma3_text", GEMMA | {"final_logit_softcapping": 5.0}),
         ("lfm2", GROUPED | {"layer_types": ["conv", "full_attention"]}),
         ("mamba2", MAMBA),
     ],
 )
 def test_family_that_would_be_silently_wrong(family: str, fields: dict[str, Any], tmp_path: Path) -> None:
-    """Logits scaled or capped after the head; a convolution or a state that continues into the next sequence."""
+    """A convolution or a state that continues into the next sequence."""
     path = make(family, tmp_path, AutoModelForCausalLM, fields)
     with pytest.raises(
         UserError, match=rf"log-probs of its family \({family}\) are off by .* from those of the model's"
     ):
         check(path)
+
+
+def test_unknown_change_of_the_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family that scales its logits under a name that is not known here."""
+    monkeypatch.setattr(heads, "logit_transform", lambda config: LogitTransform())
+    with pytest.raises(UserError, match=r"log-probs of its family \(granite\) are off by"):
+        check(make("granite", tmp_path, AutoModelForCausalLM, GROUPED | {"logits_scaling": 8.0}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from quadriga.actors.model.export import export_model
 from quadriga.actors.model.folder import check_reward_head
-from quadriga.actors.model.heads import ModelSpec, load_model, scalar_head
+from quadriga.actors.model.heads import ModelSpec, load_model
 from quadriga.data.errors import UserError
 
 SIZES = {
@@ -48,7 +48,7 @@ def test_trained_reward_head_is_loaded(family: str, tmp_path: Path) -> None:
     folder = make(family, tmp_path / "reward", AutoModelForSequenceClassification, num_labels=1)
     model = load_model(ModelSpec(str(folder), "scalar", seed=1), torch.float32)
     stored = load_file(folder / "model.safetensors")["score.weight"]
-    assert torch.equal(scalar_head(model).weight, stored)
+    assert torch.equal(model.score.weight, stored)
     export_model(model, tmp_path / "export", "reward", {"pad_token_id": 0}, 1 << 20, write=True)
     assert last_score(tmp_path / "export") == last_score(folder)
 
@@ -57,7 +57,7 @@ def test_missing_head_is_started_from_the_seed(tmp_path: Path) -> None:
     """N(0, 1/(d+1)) by default; the same seed gives the same head, another seed another."""
     folder = make("gpt2", tmp_path / "policy", AutoModelForCausalLM)
     one, same, other = (
-        scalar_head(load_model(ModelSpec(str(folder), "scalar", seed=seed), torch.float32)).weight.detach()
+        load_model(ModelSpec(str(folder), "scalar", seed=seed), torch.float32).score.weight.detach()
         for seed in (1, 1, 2)
     )
     expected = torch.randn(1, 32, generator=torch.Generator().manual_seed(1)) / 33**0.5
