@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from quadriga.actors.launcher_settings import KubernetesSettings, SlurmSettings, SshSettings
 from quadriga.actors.transfer_settings import TRANSFERS, ObjectStore, TransferSettings
+from quadriga.data.model_path import ModelPath
 from quadriga.data.registry import Choice
 from quadriga.data.settings import Settings
 
@@ -16,8 +17,9 @@ PlacedRole = Literal["actor", "critic", "reference", "reward", "rollout"]
 class ModelSettings(Settings):
     """A model to start from: a Hugging Face folder, or a shape with fresh weights."""
 
-    path: str | None = None
-    """Folder with config.json and safetensors weights, as `save_pretrained` writes it."""
+    path: ModelPath | None = None
+    """Folder with config.json and safetensors weights, as `save_pretrained` writes it, or the name of a model that the
+    local Hugging Face cache holds, such as `Qwen/Qwen3-0.6B`; nothing is downloaded."""
     shape: dict[str, Any] | None = None
     """Hugging Face config fields (`model_type`, `hidden_size`, ...) of a model that starts with fresh weights."""
 

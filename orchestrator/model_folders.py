@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from quadriga.actors.model.folder import read_config
 from quadriga.actors.settings import ClusterSettings
 from quadriga.data.errors import UserError
+from quadriga.data.model_path import how_to_download, local_folder
 from quadriga.data.rundir import RunDir
 
 S = TypeVar("S", bound=BaseModel)
@@ -89,10 +90,11 @@ def find_model(name: str, kind: Kind = "policy") -> ResolvedModel:
     export, else that of the newest stage that has one).
     Raises UserError if there is no such model.
     """
-    path = Path(name).expanduser().absolute()
+    path = Path(local_folder(name)).absolute()
     if not path.is_dir():
         raise UserError(
             f"There is no folder {name}. Give a run directory such as runs/assistant, or the folder of a model."
+            + how_to_download(name)
         )
     folder = next(_folders(path, kind), None)
     if folder is None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import UserError
+from quadriga.data.model_path import how_to_download
 
 HEADS = ("score", "classifier")
 """Names of the scalar head in Hugging Face's classes for sequence and token classification."""
@@ -17,6 +18,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(
             f"{path} is not a model folder: config.json is missing. Give a folder written by save_pretrained."
+            + how_to_download(str(path))
         )
     try:
         config = json.loads(file.read_text())

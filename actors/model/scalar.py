@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from quadriga.actors.model.folder import stored_head
+from quadriga.data.errors import UserError
 
 
 class ScalarModel(nn.Module):
@@ -28,6 +29,11 @@ class ScalarModel(nn.Module):
         size = base.config.get_text_config().hidden_size
         self.score = nn.Linear(size, 1, dtype=base.dtype)
         weight, stored_bias = stored_head(base.config.name_or_path)
+        if weight is not None and weight.shape[0] != 1:
+            raise UserError(
+                f"The head of {base.config.name_or_path} has {weight.shape[0]} labels, and a critic or reward model "
+                "has one. Give a model with one label, or the causal language model that it was made from."
+            )
         if weight is None:
             generator = torch.Generator().manual_seed(seed)
             weight = torch.randn(1, size, generator=generator) * ((size + 1) ** -0.5 if head_std is None else head_std)

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from quadriga.data.errors import UserError
+from quadriga.data.model_path import how_to_download
 from quadriga.data.tokens.chat import ROLE_TOKENS, TEMPLATE, set_chat_template
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
@@ -61,7 +62,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     that is not the end token.
     """
     if not Path(path).is_dir():
-        raise UserError(f"There is no folder {path}, where a tokenizer was expected. Check the path.")
+        raise UserError(
+            f"There is no folder {path}, where a tokenizer was expected. Check the path.{how_to_download(str(path))}"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for a folder that is not a tokenizer

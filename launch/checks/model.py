@@ -5,10 +5,10 @@ report. A path that an earlier stage of the pipeline has yet to write (a placeho
 """
 
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from quadriga.actors.model.folder import check_reward_head, read_config
+from quadriga.actors.model.folder import check_reward_head
+from quadriga.actors.model.weight_files import check_weight_files
 from quadriga.actors.settings import ModelSettings
 from quadriga.data.errors import UserError
 from quadriga.data.records import Prompt
@@ -33,16 +33,11 @@ CHAT = [
 
 
 def check_model(model: ModelSettings) -> str | None:
-    """Check that the folder has config.json and safetensors weights, or that the shape describes a model."""
+    """Check that the folder holds a whole model that can be trained, or that the shape describes one."""
     if model.path is not None:
         if is_placeholder(model.path):
             return None
-        read_config(model.path)
-        if not list(Path(model.path).glob("*.safetensors")):
-            raise UserError(
-                f"{model.path} has no .safetensors weights. Load it once with transformers and save it with "
-                "`save_pretrained`."
-            )
+        check_weight_files(model.path)
     config = model_config(model)
     return f"model {model.path or 'with fresh weights'}: {config.model_type}, context {context_length(model)}"
 
@@ -50,6 +45,7 @@ def check_model(model: ModelSettings) -> str | None:
 def check_reward_model(path: str) -> None:
     """Check that the model gives one score per sequence, from a trained head."""
     if not is_placeholder(path):
+        check_weight_files(path)
         check_reward_head(path)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, TypeVar, Union
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from quadriga.data.errors import UserError, nearest
+from quadriga.data.model_path import how_to_download, local_folder
 from quadriga.data.secrets import without_secrets
 from quadriga.launch.config.document import Document, KeyPath, dotted, read_value, read_yaml
 from quadriga.launch.config.error_messages import explain, summary, unknown_stage
@@ -162,12 +163,14 @@ def _find(name: str, base: Path, key: KeyPath, document: Document) -> Path:
         for candidate in (folder / name, folder / f"{name}.yaml"):
             if candidate.is_file() or (candidate.is_dir() and (candidate / "config.json").is_file()):
                 return candidate
+    if key[-1] != "cluster" and (found := Path(local_folder(name))).is_dir():
+        return found
     presets = {str(preset.relative_to(PRESETS).with_suffix("")) for preset in PRESETS.glob("*/*.yaml")}
     group = name.split("/")[0] if "/" in name else ("clusters" if key[-1] == "cluster" else "models")
     near = {preset for preset in presets if preset.startswith(f"{group}/")} or presets
     raise UserError(
         f"`{dotted(key)}: {name}` ({document.place(key)}) names neither a file beside that config "
-        f"({(base / name).resolve()}) nor a preset{nearest(name, near)}"
+        f"({(base / name).resolve()}) nor a preset{nearest(name, near)}{how_to_download(name)}"
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from quadriga.data.errors import UserError
+from quadriga.data.model_path import ModelPath
 from quadriga.data.records import Sample
 from quadriga.data.registry import import_object
 from quadriga.orchestrator.rewards.base import PendingScores, Reward, RewardContext, RewardSettings, Scores
@@ -15,7 +16,7 @@ class RewardModelSettings(RewardSettings):
 
     type: Literal["model"]
     """Kind of reward."""
-    path: str
+    path: ModelPath
     """Folder of the reward model, for example `runs/my-rm/export/reward`."""
 
     @property

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from quadriga.data.model_path import ModelPath
 from quadriga.data.settings import Settings
 from quadriga.orchestrator.settings import TrainStage
 from quadriga.orchestrator.stages.base import SupervisedSpec, TokenizerSource, UnusedKey
@@ -15,7 +16,7 @@ from quadriga.orchestrator.stages.work import Elements
 class TokenizerSettings(Settings):
     """The tokenizer that pre-training makes: byte-level BPE."""
 
-    path: str | None = None
+    path: ModelPath | None = None
     """Folder of an existing tokenizer; null trains one on the training rows."""
     vocab_size: int = Field(1024, ge=300)
     """Number of tokens of a tokenizer that is trained here. Has no effect with `path`."""

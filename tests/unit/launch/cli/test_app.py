@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from quadriga.data.errors import Fault
 from quadriga.launch.cli.app import main
@@ -66,7 +68,7 @@ def test_model_without_weights(refusal: Refusal, sft: dict[str, Any], tmp_path: 
 
 def test_unknown_architecture(refusal: Refusal, sft: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "lama"}')
-    (tmp_path / "model.safetensors").touch()
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     assert "is not a model that transformers knows" in refusal(sft, f"model.path={tmp_path}")
 
 
