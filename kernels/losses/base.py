@@ -16,6 +16,8 @@ from torch import Tensor
 Fields = dict[str, Tensor]
 Stats = dict[str, Tensor]
 Head = Literal["logprobs", "values", "scores"]
+K3_RANGE = 20.0
+"""Largest log ratio, in nats, that the estimate k3 of a KL tells from larger ones."""
 
 
 class Loss(ABC):
@@ -47,6 +49,12 @@ def selected(values: Tensor, weights: Tensor) -> Tensor:
 def largest(values: Tensor) -> Tensor:
     """Return the maximum, -inf if there are no values."""
     return values.max() if values.numel() else values.new_tensor(-torch.inf)
+
+
+def k3_estimate(x: Tensor) -> Tensor:
+    """Return exp(-x) - 1 + x, with x clamped to ±`K3_RANGE`, where the exponential would overflow to inf."""
+    x = x.clamp(-K3_RANGE, K3_RANGE)
+    return torch.expm1(-x) + x
 
 
 def entropy_sum(output: Fields, weights: Tensor) -> Stats:

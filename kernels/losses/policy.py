@@ -6,7 +6,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from quadriga.kernels.losses.base import Fields, Head, Loss, Stats, entropy_sum, largest, selected, sequence_means
+from quadriga.kernels.losses.base import (
+    Fields,
+    Head,
+    Loss,
+    Stats,
+    entropy_sum,
+    k3_estimate,
+    largest,
+    selected,
+    sequence_means,
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,7 @@ def _ratio_stats(ratio: Tensor, log_ratio: Tensor) -> Stats:
     """Return the statistics of ratios, and of the tokens' own log ratios."""
     with torch.no_grad():
         return {
-            "approx_kl": (torch.expm1(log_ratio) - log_ratio).sum(),
+            "approx_kl": k3_estimate(-log_ratio).sum(),
             "ratio": ratio.sum(),
             "ratio_min": -largest(-ratio),
             "ratio_max": largest(ratio),

@@ -19,25 +19,27 @@ class Ranking(Loss):
     answers it has; one with only tied answers adds nothing.
     Output scores [N]; fields group [N] (equal numbers: one prompt, whole in this micro-batch) and rank [N] (0 is best).
     Statistics: `accuracy` (equal scores are half right) and `margin`, per prompt the mean over its comparisons;
-    `pairs`, the number of comparisons.
+    `pairs`, the number of comparisons; `score_min` and `score_max` over the answers to prompts with several.
     """
 
     head: ClassVar[Head] = "scores"
     fields: ClassVar[tuple[str, ...]] = ("group", "rank")
 
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
-        scores = output["scores"].float()
+        scores, group = output["scores"].float(), fields["group"]
         better, worse, weight = self._pairs(fields)
         margin = scores[better] - scores[worse]
         loss = -(logsigmoid(margin) * weight).sum()
         with torch.no_grad():
+            # A filler is a prompt with one answer: it is compared with nothing, and its score is nobody's.
+            real = scores[(group[:, None] == group).sum(1) > 1]
             return loss, {
                 "loss": loss.detach(),
                 "accuracy": (torch.heaviside(margin, margin.new_tensor(0.5)) * weight).sum(),
                 "margin": (margin * weight).sum(),
                 "pairs": torch.tensor(float(len(margin)), device=scores.device),
-                "score_min": -largest(-scores),
-                "score_max": largest(scores),
+                "score_min": -largest(-real),
+                "score_max": largest(real),
             }
 
     @staticmethod

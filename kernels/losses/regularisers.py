@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from quadriga.kernels.losses.base import Fields, Head, Loss, Stats, selected
+from quadriga.kernels.losses.base import Fields, Head, Loss, Stats, k3_estimate, selected
 
 
 @dataclass(frozen=True)
@@ -15,7 +14,7 @@ class ReferenceKL(Loss):
 
     With x = logprob - ref_logprob: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x. On tokens of the policy the gradient of
     k1 is 0 in expectation, that of k2 is the gradient of KL(policy || reference), that of k3 the one of
-    KL(reference || policy).
+    KL(reference || policy). For k3, x is clamped to ±20 against overflow: beyond, a token has no gradient.
     Output logprobs [T]; fields ref_logprobs and weights, [T] each.
     """
 
@@ -34,7 +33,7 @@ class ReferenceKL(Loss):
             case "k2":
                 each = 0.5 * x.square()
             case "k3":
-                each = torch.expm1(-x) + x
+                each = k3_estimate(x)
         loss = (each * weights).sum()
         return loss, {"loss": loss.detach()}
 

@@ -6,13 +6,16 @@ from numpy.typing import ArrayLike, NDArray
 from quadriga.orchestrator.algorithms.settings import KLSettings
 
 Float64 = NDArray[np.float64]
+K3_RANGE = 20.0
+"""Largest log ratio, in nats, that k3 tells from larger ones."""
 
 
 def kl_penalty(logprobs: ArrayLike, ref_logprobs: ArrayLike, estimator: str) -> Float64:
     """Estimate KL(policy || reference) per token from tokens of the policy (Schulman 2020, "Approximating KL").
 
     With x = log policy - log reference: k1 = x (unbiased, may be negative), k2 = x²/2 (biased, never negative),
-    k3 = exp(-x) - 1 + x (unbiased, never negative). In nats.
+    k3 = exp(-x) - 1 + x (unbiased, never negative). In nats. For k3, x is clamped to ±20, where its exponential would
+    soon leave all other tokens no weight, and overflow.
     """
     x = np.asarray(logprobs, np.float64) - np.asarray(ref_logprobs, np.float64)
     match estimator:
@@ -21,6 +24,7 @@ def kl_penalty(logprobs: ArrayLike, ref_logprobs: ArrayLike, estimator: str) -> 
         case "k2":
             return 0.5 * x**2
         case "k3":
+            x = x.clip(-K3_RANGE, K3_RANGE)
             return np.expm1(-x) + x
         case _:
             raise ValueError(f"unknown KL estimator {estimator!r}; choose k1, k2 or k3")

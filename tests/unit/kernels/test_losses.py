@@ -168,6 +168,15 @@ def test_ranking_drops_ties() -> None:
     assert stats["pairs"].item() == 2
 
 
+def test_extremes_leave_out_the_score_of_a_filler() -> None:
+    """A filler is one sequence of two tokens: its score of 9 is nobody's."""
+    _, stats = ranking([9.0], [0], [0])
+    assert stats["score_min"].item() == math.inf
+    assert stats["score_max"].item() == -math.inf
+    _, stats = ranking([1.0, 2.0, 9.0], [0, 0, 1], [0, 1, 0])
+    assert (stats["score_min"].item(), stats["score_max"].item()) == (1.0, 2.0)
+
+
 def test_prompt_with_only_ties_adds_nothing() -> None:
     loss, stats = ranking([1.0, 5.0], [0, 0], [0, 0])
     assert loss.item() == 0

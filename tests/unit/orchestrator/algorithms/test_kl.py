@@ -34,6 +34,14 @@ def test_kl_estimators_against_the_exact_sum(seed: int) -> None:
     assert (k2 >= 0).all() and (k3 >= -1e-15).all()
 
 
+def test_k3_is_finite_for_any_log_ratio() -> None:
+    """Reported: x below -709 overflowed to inf, and whitening made NaN of it."""
+    found = kl_penalty([-1000.0, -20.0, 20.0, 1000.0], np.zeros(4), "k3")
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found[:2], np.expm1(20.0) - 20.0)
+    np.testing.assert_array_equal(found[2:], np.expm1(-20.0) + 20.0)
+
+
 def test_adaptive_coefficient() -> None:
     """Detail 10: error clipped to ±0.2, scaled by n / horizon; the coefficient is what a checkpoint keeps."""
     controller = KLController(KLSettings(coefficient=0.1, adaptive=AdaptiveKL(target=6.0, horizon=10000)))
