@@ -1,6 +1,6 @@
 """Records that the packages exchange: prompts, samples, tokenised rows and rankings."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any, Literal
 
@@ -212,11 +212,34 @@ class Ranking:
         extra = {key: known.pop(key) for key in list(known) if key not in names}
         try:
             known["id"] = str(known["id"])
-            known["responses"] = [Response(**response) for response in known["responses"]]
+            known["responses"] = [Response(**_present(response)) for response in known["responses"]]
+            known["labels"] = {id_: _present(labels) for id_, labels in _present(known.get("labels") or {}).items()}
             known["meta"] = {**(known.get("meta") or {}), **extra}
             return cls(**{key: value for key, value in known.items() if value is not None})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not a ranking: {error}") from None
+
+
+def with_unique_ids(prompts: list[Prompt]) -> list[Prompt]:
+    """Number repeated ids: they seed the sampling and group the answers, so equal ids would give equal answers."""
+    taken = {prompt.id for prompt in prompts}
+    seen: dict[str, int] = {}
+    result = []
+    for prompt in prompts:
+        count = seen.get(prompt.id, 0) + 1
+        name = prompt.id
+        if count > 1:
+            while (name := f"{prompt.id}#{count}") in taken:
+                count += 1
+            taken.add(name)
+        seen[prompt.id] = count
+        result.append(prompt if name == prompt.id else replace(prompt, id=name))
+    return result
+
+
+def _present(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what is not null: tables give every row the fields of all rows."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def check_messages(messages: Any, last: str | None = None) -> None:

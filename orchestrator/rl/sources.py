@@ -1,12 +1,12 @@
 """SampleSource: where the samples of a step come from; the step does not know which kind it is."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from quadriga.actors.settings import SamplingSettings
 from quadriga.data.loading.batch_order import batch_indices
-from quadriga.data.records import Prompt, Sample
+from quadriga.data.records import Prompt, Sample, with_unique_ids
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.training import invariants
 
@@ -36,17 +36,8 @@ class OnPolicy:
     def samples(self, step: int, progress: Callable[[int, int], None] | None = None) -> list[Sample]:
         """Sample this step's answers. Raises Fault if one was drawn by another policy version than `step`."""
         indices = batch_indices(step, self.prompts_per_step, len(self.prompts), self.seed)
-        prompts = _distinct([self.prompts[i] for i in indices])
+        # A prompt may be in the batch twice (small data, epoch border): its ids give each its own seeds.
+        prompts = with_unique_ids([self.prompts[i] for i in indices])
         samples = self.pool.generate(prompts, self.samples_per_prompt, self.sampling, self.seed, step, progress)
         invariants.served_by(samples, step)
         return samples
-
-
-def _distinct(prompts: list[Prompt]) -> list[Prompt]:
-    """Give a prompt that is in the batch twice (small data, epoch border) an id of its own, and so its own seeds."""
-    seen: dict[str, int] = {}
-    result = []
-    for prompt in prompts:
-        count = seen[prompt.id] = seen.get(prompt.id, 0) + 1
-        result.append(prompt if count == 1 else replace(prompt, id=f"{prompt.id}#{count}"))
-    return result

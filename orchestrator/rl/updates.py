@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -46,11 +47,17 @@ class Minibatch:
 
 
 def minibatches(samples: int, size: int, epochs: int, seed: int, step: int) -> Iterator[list[int]]:
-    """Yield the samples of each optimizer step, ascending; each epoch has an order of its own."""
+    """Yield the samples of each optimizer step, ascending; each epoch has an order of its own.
+
+    Where `size` does not divide the number of samples, as when an answer was dropped, the minibatches of an epoch are
+    smaller and differ by one sample at most: a rest of its own would be a whole optimizer step from a few samples.
+    """
+    number = max(1, -(-samples // size))
+    borders = [samples * index // number for index in range(number + 1)]
     for epoch in range(epochs):
         order = batch_indices(0, samples, samples, hash_seed(seed, step, epoch))
-        for start in range(0, samples, size):
-            yield sorted(order[start : start + size])
+        for start, end in pairwise(borders):
+            yield sorted(order[start:end])
 
 
 def train(
