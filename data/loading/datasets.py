@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from quadriga.data.errors import UserError
 from quadriga.data.loading import ranking_formats, rows
 from quadriga.data.loading.readers import BadRow, Row, read_source
-from quadriga.data.records import Prompt, RankedTokens, Ranking, Tokens
+from quadriga.data.records import Prompt, RankedTokens, Ranking, Tokens, with_unique_ids
 from quadriga.data.settings import DataSettings, Source
 from quadriga.data.tokens.chat import ChatEncoder, set_chat_template
 
@@ -39,12 +39,43 @@ class Unusable(ValueError):
 
 
 @dataclass(slots=True)
+class Cuts:
+    """The account of answers that `max_tokens` shortened.
+
+    answers: rows with answers (in rankings: answers) that were read. cut: those that lost tokens to be learned.
+    without_end: those of them whose last answer lost its end token, from which nobody learns where to stop. A chat of
+    several turns that is cut between two of them is cut, and keeps its ends.
+    """
+
+    answers: int = 0
+    cut: int = 0
+    without_end: int = 0
+
+    def add(self, mask: Sequence[int], max_tokens: int) -> None:
+        """Count a row, given the mask of what is learned from all of it. The last 1 of an answer is its end token."""
+        self.answers += 1
+        if 1 in mask[max_tokens:]:
+            self.cut += 1
+            self.without_end += mask[max_tokens - 1] == mask[max_tokens] == 1
+
+    def sentence(self, max_tokens: int) -> str | None:
+        """Return a sentence about the answers that were cut, None if there are none."""
+        if not self.cut:
+            return None
+        return (
+            f"{self.cut} of {self.answers} answers ({self.cut / self.answers:.0%}) exceed `max_tokens` = {max_tokens} "
+            f"and were cut; {self.without_end} lost their end token, so they do not teach when to stop"
+        )
+
+
+@dataclass(slots=True)
 class Split(Generic[T]):
-    """Rows to train on, rows to measure on, and rows that were left out."""
+    """Rows to train on, rows to measure on, rows that were left out, and the account of answers that were cut."""
 
     train: list[T] = field(default_factory=list)
     heldout: list[T] = field(default_factory=list)
     skipped: list[BadRow] = field(default_factory=list)
+    cuts: Cuts = field(default_factory=Cuts)
 
 
 def document_texts(settings: DataSettings, seed: int) -> list[str]:
@@ -71,28 +102,31 @@ def load_documents(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, s
 def load_demonstrations(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[Tokens]:
     """Load chats with loss on the assistant's tokens and end tokens, and plain text as `load_documents` does.
 
-    Chats longer than `max_tokens` are cut, which removes their end token.
+    Chats longer than `max_tokens` are cut, which removes their end token; `cuts` counts them.
     Raises UserError as `load_documents`.
     """
-    encoder = _encoder(settings, tokenizer)
+    encoder, cuts = _encoder(settings, tokenizer), Cuts()
 
     def encode(chats: list[rows.Chat]) -> "list[list[Tokens] | ValueError]":
         texts = iter(_texts(encoder, [chat for chat in chats if chat.text is not None], settings.max_tokens))
-        dialogues = iter(_chats(encoder, [chat for chat in chats if chat.text is None], settings.max_tokens))
+        dialogues = iter(_chats(encoder, [chat for chat in chats if chat.text is None], settings.max_tokens, cuts))
         return [next(dialogues if chat.text is None else texts) for chat in chats]
 
-    return _Loader(settings, seed, _one(rows.demonstration), encode).load()
+    return _Loader(settings, seed, _one(rows.demonstration), encode, cuts).load()
 
 
 def load_rankings(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[RankedTokens]:
     """Load ranked answers in any of the ranking formats, each answer tokenised with its prompt.
 
-    Answers that exceed `max_tokens` are cut. Of equal answers in one group one is kept; equal answers in
-    different groups make a bad row. Rankings without a pair to compare are listed in `skipped`, never an error.
+    Answers that exceed `max_tokens` are cut, and counted in `cuts`. Of equal answers in one group one is kept; equal
+    answers in different groups make a bad row. Rankings without a pair to compare are listed in `skipped`, never an
+    error.
     Raises UserError as `load_documents`.
     """
-    encoder = _encoder(settings, tokenizer)
-    return _Loader(settings, seed, _parse_rankings, lambda items: _rankings(encoder, items, settings.max_tokens)).load()
+    encoder, cuts = _encoder(settings, tokenizer), Cuts()
+    return _Loader(
+        settings, seed, _parse_rankings, lambda items: _rankings(encoder, items, settings.max_tokens, cuts), cuts
+    ).load()
 
 
 def load_prompts(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[Prompt]:
@@ -104,7 +138,7 @@ def load_prompts(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, see
     split = _Loader(
         settings, seed, _one(rows.prompt), lambda chats: _prompts(encoder, chats, settings.max_tokens)
     ).load()
-    split.train, split.heldout = _with_unique_ids(split.train), _with_unique_ids(split.heldout)
+    split.train, split.heldout = with_unique_ids(split.train), with_unique_ids(split.heldout)
     return split
 
 
@@ -117,7 +151,7 @@ class _Loader(Generic[K, T]):
     """Loader of one kind of row: reads, parses, splits and encodes.
 
     `parse` gives the items of a row (a few in rankings, else one), `encode` the results of each item of a batch. Both
-    put a ValueError, with the reason, where an item cannot be used.
+    put a ValueError, with the reason, where an item cannot be used. cuts: what `encode` counts in.
     """
 
     def __init__(
@@ -126,9 +160,10 @@ class _Loader(Generic[K, T]):
         seed: int,
         parse: "Callable[[dict[str, Any]], list[K | ValueError]]",
         encode: "Callable[[list[K]], list[list[T] | ValueError]]",
+        cuts: Cuts | None = None,
     ):
         self.settings, self.seed, self.parse, self.encode = settings, seed, parse, encode
-        self.split: Split[T] = Split()
+        self.split: Split[T] = Split(cuts=cuts or Cuts())
 
     def load(self) -> Split[T]:
         """Load all sources that the settings name."""
@@ -220,7 +255,9 @@ def _texts(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "li
     return results
 
 
-def _chats(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "list[list[Tokens] | ValueError]":
+def _chats(
+    encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int, cuts: Cuts
+) -> "list[list[Tokens] | ValueError]":
     rendered = [_attempt(encoder.render, chat.messages) for chat in chats]
     encoded = iter(encoder.encode([chat for chat in rendered if not isinstance(chat, ValueError)]))
     results: list[list[Tokens] | ValueError] = []
@@ -230,6 +267,7 @@ def _chats(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "li
             continue
         ids, mask = next(encoded)
         if 1 in mask[:max_tokens]:
+            cuts.add(mask, max_tokens)
             results.append([Tokens(ids[:max_tokens], mask[:max_tokens], chat.meta)])
         else:
             results.append(_too_long(mask.index(1), max_tokens))
@@ -281,7 +319,7 @@ def _usable(ranking: Ranking) -> _ParsedRanking:
 
 
 def _rankings(
-    encoder: ChatEncoder, items: list[_ParsedRanking], max_tokens: int
+    encoder: ChatEncoder, items: list[_ParsedRanking], max_tokens: int, cuts: Cuts
 ) -> "list[list[RankedTokens] | ValueError]":
     def render(ranking: Ranking) -> Any:
         # A policy may give an empty answer: the reward model must learn its value.
@@ -297,13 +335,18 @@ def _rankings(
         if isinstance(attempt, ValueError):
             results.append(attempt)
             continue
-        prompt, answered = next(prompts), [next(chats)[0] for _ in item.ranking.responses]
-        if any(ids[: len(prompt)] != prompt for ids in answered):
+        prompt, answered = next(prompts), [next(chats) for _ in item.ranking.responses]
+        if any(ids[: len(prompt)] != prompt for ids, _ in answered):
             raise UserError(
                 "With this chat template the tokens of a prompt change when an answer follows. End the generation "
                 "prompt with a special token, or give another template with `chat_template`."
             )
-        results.append(_attempt_list(_ranked, item.ranking, prompt, [ids[:max_tokens] for ids in answered], max_tokens))
+        sequences = [ids[:max_tokens] for ids, _ in answered]
+        result = _attempt_list(_ranked, item.ranking, prompt, sequences, max_tokens)
+        if not isinstance(result, ValueError):
+            for _, mask in answered:
+                cuts.add(mask, max_tokens)
+        results.append(result)
     return results
 
 
@@ -334,13 +377,3 @@ def _attempt(function: Callable[..., T], *arguments: Any) -> T | ValueError:
 def _attempt_list(function: Callable[..., T], *arguments: Any) -> list[T] | ValueError:
     result = _attempt(function, *arguments)
     return result if isinstance(result, ValueError) else [result]
-
-
-def _with_unique_ids(prompts: list[Prompt]) -> list[Prompt]:
-    """Number repeated ids: they seed the sampling, so equal ids would give equal answers."""
-    seen: dict[str, int] = {}
-    result = []
-    for prompt in prompts:
-        seen[prompt.id] = seen.get(prompt.id, 0) + 1
-        result.append(prompt if seen[prompt.id] == 1 else replace(prompt, id=f"{prompt.id}#{seen[prompt.id]}"))
-    return result

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.data.errors import UserError
+from quadriga.data.loading.values import cleaned
 from quadriga.data.settings import Source
 
 FORMATS = ".jsonl, .jsonl.gz, .json, .json.gz, .parquet, .txt, .txt.gz or .md"
@@ -38,16 +39,14 @@ class BadRow:
 
 
 def read_source(source: Source) -> Iterator[Row | BadRow]:
-    """Yield the rows of a source in order, at most `source.rows` of them, with columns renamed.
+    """Yield the rows of a source in order, at most `source.rows` of them, with columns renamed and values cleaned.
 
     Raises UserError when the source does not exist or has an unknown format.
     """
-    rows: Iterator[Row | BadRow]
     if source.builtin is not None:
-        rows = _builtin(source)
-    else:
-        rows = islice((row for path in _paths(source.path or "") for row in _read_path(path)), source.rows)
-    return (_renamed(row, source.columns) for row in rows)
+        return (_renamed(row, source.columns) for row in _builtin(source))
+    rows = islice((row for path in _paths(source.path or "") for row in _read_path(path)), source.rows)
+    return (_cleaned(_renamed(row, source.columns)) for row in rows)
 
 
 def _paths(pattern: str) -> list[Path]:
@@ -179,3 +178,12 @@ def _renamed(row: Row | BadRow, columns: dict[str, str]) -> Row | BadRow:
     taken = {ours: row.values[theirs] for ours, theirs in columns.items()}
     rest = {name: value for name, value in row.values.items() if name not in columns.values()}
     return Row(row.file, row.line, rest | taken)
+
+
+def _cleaned(row: Row | BadRow) -> Row | BadRow:
+    if isinstance(row, BadRow):
+        return row
+    try:
+        return Row(row.file, row.line, cleaned(row.values))
+    except ValueError as error:
+        return BadRow(row.file, row.line, str(error))

@@ -14,11 +14,15 @@ from quadriga.data.errors import UserError
 from quadriga.data.records import Prompt
 from quadriga.data.registry import import_object
 from quadriga.data.settings import DataSettings, Source
+from quadriga.launch.checks.report import Note
 from quadriga.launch.config.load import is_placeholder
 from quadriga.orchestrator.stages.base import StageData
 
 SAMPLE_ROWS = 200
 """Rows per source that the checks read; the run itself reads all rows before it starts a process."""
+
+CUTS_NOTED = 0.05
+"""Share of answers cut by `max_tokens` from which there is a note."""
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes that vLLM's CPU attention supports."""
@@ -167,7 +171,11 @@ def check_data(data: StageData, seed: int, folder: str) -> str:
     if isinstance(rows.train[0], Prompt):
         longest = max(len(prompt.token_ids) for prompt in rows.train)
         return f"{data.key} read: {len(rows.train)} of a sample, up to {longest} tokens"
-    return f"{data.key} read: {len(rows.train)} rows of a sample, {len(rows.skipped)} left out"
+    text = f"{data.key} read: {len(rows.train)} rows of a sample, {len(rows.skipped)} left out"
+    cut = rows.cuts.sentence(data.source.max_tokens)
+    if cut is None or rows.cuts.cut < CUTS_NOTED * rows.cuts.answers:
+        return text
+    return Note(f"{text}; {cut}. Raise `{data.key}.max_tokens`, or shorten the rows.")
 
 
 def load_rows(data: StageData, source: DataSettings, tokenizer: Any, seed: int) -> Any:

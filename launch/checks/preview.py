@@ -56,6 +56,8 @@ class Preview:
             for part in _render(row, tokenizer):
                 self.console.print(part)
         self._show_counts(split, [length for element in spec.elements(stage, split.train) for length in element])
+        if cut := split.cuts.sentence(data.source.max_tokens):
+            self.console.print(f"{cut}.", style="yellow", highlight=False, markup=False)
 
     def _tokenizer(self, stage: StageBase) -> PreTrainedTokenizerBase | None:
         """Return the stage's tokenizer; for a stage that trains one, a tokenizer of the rows read here."""

@@ -13,6 +13,12 @@ Level = Literal["ok", "note", "problem"]
 """`ok`: as it should be; `note`: worth knowing; `problem`: must be fixed before a run."""
 
 
+class Note(str):
+    """A check's text that is worth knowing, where a plain one says that all is well."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """The outcome of one check. subject: the machine part, package, stage or host that was checked."""
@@ -40,7 +46,7 @@ class CheckReport:
             self._add("problem", str(error))
             return False
         if text:
-            self._add("ok", text)
+            self._add("note" if isinstance(text, Note) else "ok", text)
         return True
 
     def note(self, text: str) -> None:

@@ -1,7 +1,7 @@
 """SupervisedStage: what pre-training, fine-tuning and reward modelling share: batches of elements, one loss."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from quadriga.orchestrator.training import lr_schedule as schedule
 from quadriga.orchestrator.training.checkpoint import Export
 from quadriga.orchestrator.training.trainer import TrainingStage
 
+if TYPE_CHECKING:
+    from quadriga.data.loading.datasets import Cuts, Split
+
 
 class SupervisedStage(TrainingStage):
     """A stage that steps over `self.elements` and measures `self.heldout`; by default it trains a causal LM.
@@ -31,6 +34,12 @@ class SupervisedStage(TrainingStage):
     path: str
     elements: list[Element]
     heldout: list[Element]
+    cuts: "Cuts | None" = None
+    """Account of the answers that `data.max_tokens` shortened; None for rows without answers."""
+
+    def note_rows(self, split: "Split[Any]", max_tokens: int) -> None:
+        """Keep the account of the rows that were left out and of the answers that were cut."""
+        self.skipped, self.cuts, self.cut = split.skipped, split.cuts, split.cuts.sentence(max_tokens)
 
     def models(self) -> list[ModelUse]:
         """Return the model that is trained."""
@@ -65,6 +74,9 @@ class SupervisedStage(TrainingStage):
         metrics |= {"train/lr": rate, "train/grad_norm": update.grad_norm}
         metrics |= {"train/epoch": self.state.samples / len(self.elements)}
         metrics |= {"perf/tokens_per_second": tokens / self.timings["update"]}
+        if number == 0 and self.cuts is not None and self.cuts.cut:  # of the whole data set, so once
+            metrics |= {"data/answers_cut": float(self.cuts.cut)}
+            metrics |= {"data/answers_without_end": float(self.cuts.without_end)}
         every = settings.heldout_every
         last = number + 1 == settings.total_steps
         if self.heldout and (last or (every is not None and (number + 1) % every == 0)):

@@ -58,6 +58,8 @@ class TrainingStage(ABC):
         """Seconds per part of the step under way."""
         self.skipped: list[BadRow] = []
         """Rows that `load_inputs` left out."""
+        self.cut: str | None = None
+        """A sentence about answers that `load_inputs` found cut; None if there are none."""
         self.worker_classes: dict[str, Any] = {}
         """Role -> another class to run in its processes (tests inject faults so)."""
         self._synced = False
@@ -135,6 +137,8 @@ class TrainingStage(ABC):
                 address, logs = tracker.address, self.running.logs
                 progress.started(self.state.step, settings.total_steps, dashboard, address, logs)
                 note_skipped(self.skipped, self.run, progress)
+                if self.cut is not None:
+                    progress.note(f"  {self.cut}.")
                 self.setup_workers()
                 try:
                     self._loop(tracker, stop)

@@ -37,7 +37,7 @@ class Reward(SupervisedStage):
         self.tokenizer = load_tokenizer(self.path)
         check_context(self.path, settings.data.max_tokens, "data.max_tokens")
         split = load_rankings(settings.data, self.tokenizer, settings.seed)
-        self.skipped = split.skipped
+        self.note_rows(split, settings.data.max_tokens)
         self.elements = [_ranking_element(row) for row in split.train]
         self.heldout = [_ranking_element(row) for row in split.heldout]
         if settings.demonstrations is not None:

@@ -21,7 +21,7 @@ class Sft(SupervisedStage):
         self.tokenizer = load_tokenizer(self.path)
         check_context(self.path, settings.data.max_tokens, "data.max_tokens")
         split = load_demonstrations(settings.data, self.tokenizer, settings.seed)
-        self.skipped = split.skipped
+        self.note_rows(split, settings.data.max_tokens)
         invariants.eos_is_learned(split.train, [self.tokenizer.eos_token_id])
         self.elements = [masked_element([row]) for row in split.train]
         self.heldout = [masked_element([row]) for row in split.heldout]

@@ -403,3 +403,79 @@ def test_a_real_tokenizer_in_every_loader(data):
     assert talk.token_ids[: talk.loss_mask.index(1)] == prompt.token_ids == pair.sequences[0][: pair.prompt_length]
     for sequence in (talk.token_ids, *pair.sequences, text.token_ids):
         assert (sequence[0], sequence[-1], sequence.count(1)) == (1, 2, 1)
+
+
+def test_answers_cut_by_max_tokens_are_counted(data):
+    rows = [{"prompt": "a", "completion": "x" * n} for n in (1, 3, 4, 20)]
+    split = load_demonstrations(data(rows, max_tokens=8), TOKENIZER, 0)
+    # BOS, <user>, a, <assistant>, three letters and the end token are 8.
+    assert (split.cuts.answers, split.cuts.cut, split.cuts.without_end) == (4, 2, 2)
+    assert split.cuts.sentence(8).startswith("2 of 4 answers (50%) exceed `max_tokens` = 8 and were cut; 2 lost their")
+    assert load_demonstrations(data(rows), TOKENIZER, 0).cuts.sentence(512) is None
+
+
+def test_a_chat_cut_between_turns_keeps_its_end(data):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
+    for max_tokens, without_end in ((8, 0), (10, 1)):
+        cuts = load_demonstrations(data([{"messages": turns}], max_tokens=max_tokens), TOKENIZER, 0).cuts
+        assert (cuts.answers, cuts.cut, cuts.without_end) == (1, 1, without_end)
+
+
+def test_ranked_answers_that_are_cut_are_counted(data):
+    rows = [{"prompt": "a", "responses": ["x", "y" * 20, "z" * 20]}]
+    cuts = load_rankings(data(rows, max_tokens=8), TOKENIZER, 0).cuts
+    assert (cuts.answers, cuts.cut, cuts.without_end) == (3, 2, 2)
+
+
+LOADERS = {
+    "text": load_documents,
+    "demonstration": load_demonstrations,
+    "prompt": load_prompts,
+    "ranking": load_rankings,
+}
+HALF = "Say hi \ud83d"
+DIALOGUE = "\n\nHuman: a\n\nAssistant: "
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("text", {"text": HALF}),
+        ("demonstration", {"prompt": HALF, "completion": "Hi."}),
+        ("demonstration", {"prompt": "Hi", "completion": "Hi.", "source": HALF}),
+        ("demonstration", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": HALF}]}),
+        ("prompt", {"prompt": "Hi", "tags": {"deep": [HALF]}}),
+        ("ranking", {"prompt": "Hi", "chosen": HALF, "rejected": "b"}),
+    ],
+)
+def test_half_a_character_makes_a_bad_row(data, kind, row):
+    good = {"text": "a", "prompt": "a", "completion": "b", "chosen": "a", "rejected": "b"}
+    with pytest.raises(UserError, match=r"rows.jsonl, line 2: half of a character \(\\ud83d\) in column '\w+', pos"):
+        LOADERS[kind](data([good, row]), TOKENIZER, 0)
+    split = LOADERS[kind](data([good, row], on_bad_row="skip"), TOKENIZER, 0)
+    assert (len(split.train), len(split.skipped)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("demonstration", {"messages": None, "prompt": "a", "completion": "b", "text": None}),
+        ("demonstration", {"messages": None, "prompt": None, "completion": None, "text": "a"}),
+        ("prompt", {"prompt": None, "messages": [{"role": "user", "content": "a"}], "completion": None}),
+        ("prompt", {"prompt": None, "messages": None, "chosen": DIALOGUE + "b", "rejected": DIALOGUE + "c"}),
+        ("ranking", {"responses": None, "ranking": None, "prompt": "a", "chosen": "b", "rejected": "c", "id": None}),
+        ("ranking", {"responses": ["b", "c"], "ranking": None, "prompt": "a", "chosen": None, "rejected": None}),
+        ("ranking", {"responses": ["b", "c"], "prompt": "a", "messages": None, "fields": None, "data": None}),
+    ],
+)
+def test_null_columns_are_absent(data, kind, row):
+    absent = {name: value for name, value in row.items() if value is not None}
+    given, wanted = (LOADERS[kind](data([values]), TOKENIZER, 0).train for values in (row, absent))
+    assert given == wanted
+    assert len(given) == 1
+
+
+def test_prompts_whose_ids_look_numbered_stay_apart(data):
+    rows = [{"prompt": text, "id": id_} for text, id_ in (("a", "x"), ("b", "x"), ("c", "x#2"), ("d", "x"))]
+    prompts = load_prompts(data(rows), TOKENIZER, 0).train
+    assert [prompt.id for prompt in prompts] == ["x", "x#3", "x#2", "x#4"]

@@ -58,3 +58,17 @@ def test_a_trainer_that_cannot_be_imported_is_a_problem(
         "The trainer of `stage: odd_stage:SPEC` cannot be used: `odd_trainer:Odd` cannot be imported "
         "(ModuleNotFoundError: No module named 'odd_trainer')."
     ]
+
+
+def test_answers_that_are_cut_are_noted_from_5_percent(
+    sft: dict[str, Any], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    for cut, level in ((1, "ok"), (2, "note")):
+        rows = tmp_path / f"rows-{cut}.jsonl"
+        answers = ["word " * 60] * cut + ["short"] * (40 - cut)
+        rows.write_text("".join(f'{{"prompt": "a", "completion": "{answer}"}}\n' for answer in answers))
+        config = sft | {"data": {"train": str(rows), "max_tokens": 32}}
+        (result,) = [each for each in check_config(load_config(write(config))) if "data read: 40 rows" in each.text]
+        assert result.level == level
+    assert "2 of 40 answers (5%) exceed `max_tokens` = 32 and were cut; 2 lost their end token" in result.text
+    assert "Raise `data.max_tokens`" in result.text
