@@ -2,17 +2,18 @@
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Protocol
 
 import yaml
 
 from quadriga.data.errors import Fault, UserError
+from quadriga.data.loading.source_digest import SourceDigest
 from quadriga.data.registry import import_object
 from quadriga.data.rundir import RunDir, Status
 from quadriga.data.secrets import without_secrets
-from quadriga.orchestrator.config_changes import altering_changes, refused
+from quadriga.orchestrator.config_changes import altering_changes, data_changes, in_this_version, refused
 from quadriga.orchestrator.settings import StageBase
 from quadriga.orchestrator.stages.registry import spec_of
 from quadriga.orchestrator.tracking.console import StageProgress, stage_progress
@@ -40,16 +41,23 @@ def run_stage(settings: StageBase, run_dir: RunDir, allowed: Sequence[str] = ())
     with stage_progress(settings.stage, settings.name, run_dir.path) as progress:
         changes = _changes(settings, run_dir)
         finished = run_dir.read_run().get("status") == "finished"
+        data: dict[str, SourceDigest] = {}
+        if not (finished and not changes):  # the rows of a finished run may be gone
+            read: dict[str, dict[str, Any]] = run_dir.read_run().get("data", {})
+            data = _digests(settings, {key: int(each["rows"]) for key, each in read.items()})
+            changes |= data_changes(read, data, changes)
         has_results = finished or spec_of(settings).has_results(run_dir)
         if has_results and (differing := refused(changes, allowed)):
+            noun = "other rows" if differing.keys() <= data.keys() else "other settings"
             listed = "; ".join(f"`{key}` was {old!r} and is {new!r}" for key, (old, new) in differing.items())
             raise UserError(
-                f"{run_dir.path} was started with other settings: {listed}. Resuming would mix two trainings. Set them "
+                f"{run_dir.path} was started with {noun}: {listed}. Resuming would mix two trainings. Set them "
                 f"back, choose another `run_dir`, or allow the change: --allow-changed {next(iter(differing))}."
             )
         if finished and not changes:
             progress.skipped()
             return True
+        run_dir.update_run(data={key: each.to_json() for key, each in data.items()})
         return _attempt(run_dir, settings, progress, "forget" if changes else "exact")
 
 
@@ -58,7 +66,24 @@ def _changes(settings: StageBase, run_dir: RunDir) -> dict[str, tuple[Any, Any]]
     if not run_dir.config_path.is_file():
         return {}
     before = yaml.safe_load(run_dir.config_path.read_text(encoding="utf-8"))
-    return altering_changes(before, without_secrets(settings.model_dump(mode="json")))
+    known = in_this_version(before, type(settings))
+    return altering_changes(without_secrets(known), without_secrets(settings.model_dump(mode="json")))
+
+
+def _digests(settings: StageBase, earlier: Mapping[str, int]) -> dict[str, SourceDigest]:
+    """Return key of a source -> what its files hold now. earlier: key -> number of rows that the run read.
+
+    A source that cannot be read is left out: the stage says why.
+    """
+    found = {}
+    for data in spec_of(settings).datasets(settings):
+        for part in ("train", "heldout"):
+            for number, source in enumerate(getattr(data.source, part)):
+                key = f"{data.key}.{part}.{number}"
+                if source.path is not None:
+                    with contextlib.suppress(UserError):
+                        found[key] = SourceDigest.read(source, earlier.get(key))
+    return found
 
 
 def _attempt(run_dir: RunDir, settings: StageBase, progress: StageProgress, replay: Replay) -> bool:
