@@ -57,11 +57,14 @@ class SamplingSettings(Settings):
     max_tokens: int = Field(64, ge=1)
     """Longest answer, in tokens, the end token included."""
     temperature: float = Field(1.0, ge=0)
-    """Divisor of the logits; the trainer's log-probs use it too. 0 takes the likeliest token (evaluation only)."""
+    """Divisor of the logits; the trainer's log-probs use it too. 0 takes the likeliest token (evaluation only). vLLM
+    takes 0.01 for what lies between, so stages that train on their answers refuse it."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Probability mass of the likeliest tokens that are sampled from; 1 keeps all tokens."""
+    """Probability mass of the likeliest tokens that are sampled from; 1 keeps all tokens. Stages that train on
+    their answers refuse less: the trainer computes log-probs over the whole vocabulary."""
     top_k: int = Field(0, ge=0)
-    """Number of likeliest tokens that are sampled from; 0 keeps all tokens."""
+    """Number of likeliest tokens that are sampled from; 0 keeps all tokens. Stages that train on their answers
+    refuse others, as for `top_p`."""
 
 
 class ModelWorkerSettings(Settings):

@@ -11,6 +11,21 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _check_seed(value: Any) -> Any:
+    """Raise ValueError, with a sentence, for an integer that is not a seed."""
+    if isinstance(value, int) and not 0 <= value < SEED_LIMIT:
+        raise ValueError(
+            f"{value} is not a seed: a seed is a whole number from 0 to 2^63 - 1, which torch and numpy both take, and "
+            "the same seed gives the same run; there is no number for a random one"
+        )
+    return value
+
+
+SEED_LIMIT = 2**63
+Seed = Annotated[int, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(_check_seed)]
+"""A seed: 0 to 2^63 - 1."""
+
+
 class Source(Settings):
     """One source of rows: files (`path`), or a table of the built-in pocket assistant (`builtin`)."""
 
@@ -24,7 +39,7 @@ class Source(Settings):
     rows: int | None = Field(None, ge=1)
     """Number of rows to read from the start of a path, or to generate for a built-in table, which needs it; null reads
     all rows of the path."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the built-in table; it has no effect on a path."""
     columns: dict[str, str] = {}
     """Map from the column names that Quadriga expects to the names in the file; columns left out keep their names."""

@@ -8,6 +8,7 @@ from typing import Any
 from quadriga.data.atomic_files import replace_folder
 from quadriga.data.errors import INTERRUPTED, UserError
 from quadriga.data.rundir import RunDir
+from quadriga.data.settings import SEED_LIMIT
 from quadriga.orchestrator.attempt import failure_recorded, run_stage, versions
 from quadriga.orchestrator.cluster.processes import connected
 from quadriga.orchestrator.pipeline_settings import PipelineStage, StageEntry
@@ -110,7 +111,7 @@ def _settings(
     config: dict[str, Any] = dict(entry.config)
     config["run_dir"] = str(folder)
     # Each round draws different prompts and samples.
-    config["seed"] = int(config.get("seed", pipeline.seed)) + 1000 * max(0, round_ - 1)
+    config["seed"] = (int(config.get("seed", pipeline.seed)) + 1000 * max(0, round_ - 1)) % SEED_LIMIT
     config |= spec_named(str(config.get("stage"))).round_settings(round_)
     tracking: Mapping[str, Any] = config.get("tracking") or {}
     config["tracking"] = {"group": pipeline.name, **{k: v for k, v in tracking.items() if v is not None}}

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from quadriga.actors.settings import ClusterSettings
-from quadriga.data.settings import Settings
+from quadriga.data.settings import Seed, Settings
 from quadriga.orchestrator.evaluation.settings import EvaluationSettings
 from quadriga.orchestrator.settings import TrackingSettings
 
@@ -30,7 +30,7 @@ class PipelineStage(Settings):
     """Name of the run: letters, digits, dots, dashes and underscores."""
     run_dir: str | None = None
     """Folder for everything that the run writes; null takes runs/<name>."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of every stage that names none; each round adds 1000."""
     stages: list[StageEntry]
     """Stages that run once, in this order."""

@@ -9,7 +9,7 @@ from quadriga.actors.settings import (
     ModelSettings,
     OptimizerSettings,
 )
-from quadriga.data.settings import DataSettings, Settings
+from quadriga.data.settings import DataSettings, Seed, Settings
 
 
 class BestSettings(Settings):
@@ -69,7 +69,7 @@ class PlannedFault(Settings):
 class RandomFaults(Settings):
     """Faults at random moments."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the moments: the same seed gives the same faults."""
     rate: float = Field(0.1, ge=0, le=1)
     """Probability of a fault per step."""
@@ -113,7 +113,7 @@ class StageBase(Settings):
     """Name of the run: letters, digits, dots, dashes and underscores."""
     run_dir: str | None = None
     """Folder for everything that the run writes; null takes runs/<name>."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of data order, fresh weights and sampling."""
     total_steps: int = Field(100, ge=1)
     """Number of optimizer steps (PPO: of rounds of generate and update)."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quadriga.actors.model.folder import check_same_tokenizer, model_path
 from quadriga.actors.runtime.device import cores
-from quadriga.actors.settings import ModelSettings, Role
+from quadriga.actors.settings import ModelSettings, Role, SamplingSettings
 from quadriga.data.errors import UserError, nearest
 from quadriga.launch.checks import model as model_checks
 from quadriga.launch.checks.report import CheckReport, CheckResult, gpu_count
@@ -18,6 +18,9 @@ from quadriga.orchestrator.pipeline_settings import PipelineStage, StageEntry
 from quadriga.orchestrator.rewards.base import require_no_model
 from quadriga.orchestrator.settings import StageBase
 from quadriga.orchestrator.stages.registry import AnyStage, spec_of
+
+MIN_TEMPERATURE = 0.01
+"""Lowest temperature above 0 at which vLLM samples: it raises lower ones to it."""
 
 
 def check_config(stage: AnyStage) -> list[CheckResult]:
@@ -106,7 +109,23 @@ def _check_settings(stage: StageBase) -> None:
     sampling = spec.sampling(stage)
     if sampling is not None and sampling.temperature == 0:
         raise UserError("`sampling.temperature` is 0: every answer to a prompt would be the same. Set it above 0.")
+    if sampling is not None and any(model.trained for model in spec.models(stage)):
+        _check_trained_sampling(sampling)
     spec.check(stage)
+
+
+def _check_trained_sampling(sampling: SamplingSettings) -> None:
+    """Check that answers which are trained on are drawn from the distribution that the trainer computes."""
+    whole = "the trainer computes log-probs over the whole vocabulary, so those of the engine would be of another one"
+    if sampling.top_p < 1:
+        raise UserError(f"`sampling.top_p` is {sampling.top_p:g}, which cuts the distribution: {whole}. Set it to 1.")
+    if sampling.top_k > 0:
+        raise UserError(f"`sampling.top_k` is {sampling.top_k}, which cuts the distribution: {whole}. Set it to 0.")
+    if sampling.temperature < MIN_TEMPERATURE:
+        raise UserError(
+            f"`sampling.temperature` is {sampling.temperature:g}, and vLLM samples at {MIN_TEMPERATURE:g} or above: "
+            "the trainer's log-probs would be those of another distribution. Raise it."
+        )
 
 
 def _check_data(stage: StageBase, report: CheckReport) -> None:

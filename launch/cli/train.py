@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from quadriga.data.errors import UserError
+from quadriga.data.settings import SEED_LIMIT
 from quadriga.launch.cli.options import AllowChanged, Config, Overrides
 
 ExportedModel = Literal["policy", "reward"]
@@ -92,7 +93,7 @@ def evaluate(
     reward: Annotated[
         str | None, typer.Option(help="The reward model to score with.", show_default="the run's own")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_LIMIT - 1, help="Seed of the sampling.")] = 0,
     to: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.", show_default=False)] = None,
 ) -> None:
     """Measure a model with the gold reward (truthful, harmless, helpful), alone or against another.
@@ -122,7 +123,7 @@ def chat(
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint or a model folder.")],
     temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 takes the likeliest token.")] = 0.7,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=SEED_LIMIT - 1, help="Seed of the sampling.")] = 0,
 ) -> None:
     """Talk to a model in the terminal.
 

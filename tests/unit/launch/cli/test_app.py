@@ -127,6 +127,9 @@ def test_reward_model_that_is_a_policy(refusal: Refusal, ppo: dict[str, Any], mo
     ("changes", "message"),
     [
         (["sampling.temperature=0"], "`sampling.temperature` is 0"),
+        (["sampling.temperature=0.005"], "`sampling.temperature` is 0.005, and vLLM samples at 0.01 or above"),
+        (["sampling.top_p=0.9"], "`sampling.top_p` is 0.9, which cuts the distribution: the trainer computes"),
+        (["sampling.top_k=20"], "`sampling.top_k` is 20, which cuts the distribution: the trainer computes"),
         (["critic=null"], "The critic starts from the reward model"),
         (["policy=models/pocket"], "`policy.shape` has no weights"),
         (["cluster.device=cuda"], "torch finds no GPU here"),
