@@ -1,5 +1,6 @@
 """Crash-safe writes: a kill at any moment leaves the old file or folder, or the new one, never a part."""
 
+import errno
 import json
 import os
 import shutil
@@ -62,9 +63,13 @@ def recover(parent: str | Path) -> None:
 
 
 def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk. Some network storage cannot flush a folder, and does not need to."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS) or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 

@@ -1,5 +1,6 @@
 """RunDir: the folder of a run, with its layout, the record of its attempts, its lock and requests to it."""
 
+import errno
 import fcntl
 import json
 import os
@@ -18,6 +19,8 @@ from quadriga.data.atomic_files import recover, write_json_atomic, write_text_at
 from quadriga.data.errors import UserError
 from quadriga.data.secrets import without_secrets
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""Errors of storage without file locks, such as Lustre mounted without `-o flock`."""
 Status = Literal["running", "finished", "interrupted", "failed", "lost"]
 
 
@@ -121,10 +124,18 @@ class RunDir:
     def locked(self) -> Iterator[None]:
         """Lock the directory for this process; the lock ends with the process, however that ends.
 
-        Raises UserError when another run holds it.
+        Storage without locks is noted in run.json: nothing then keeps a second run out. Raises UserError when another
+        run holds the lock.
         """
         with (self.path / ".lock").open("a+") as file:
-            if not _try_lock(file):
+            try:
+                free = _try_lock(file)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                free = True
+                self.note("not_locked", reason=f"the storage of {self.path} has no file locks ({error.strerror})")
+            if not free:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise UserError(
@@ -163,6 +174,9 @@ class RunDir:
                 continue
             except BlockingIOError:
                 return True
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
         return False
 
     def _with_pipeline(self) -> list[Path]:

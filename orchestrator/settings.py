@@ -94,10 +94,10 @@ class TrackingSettings(Settings):
     """metrics.jsonl is always written; W&B beside it."""
 
     wandb: bool = True
-    """Whether W&B gets the run too. Without WANDB_API_KEY in the environment it is written offline, to be synced
-    later."""
-    project: str = "quadriga"
-    """W&B project."""
+    """Whether W&B gets the run too. Without a key (`wandb login`, or WANDB_API_KEY in the environment) it is written
+    offline, to be synced later."""
+    project: str | None = None
+    """W&B project; null takes WANDB_PROJECT of the environment, else `quadriga`."""
     group: str | None = None
     """W&B group; null groups the stages of a pipeline under its name and leaves a single stage alone."""
     samples: int = Field(8, ge=0)

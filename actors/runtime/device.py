@@ -1,10 +1,14 @@
 """Device facts: environments of driver and actors, and settings of torch and vLLM that differ between CPU and CUDA."""
 
 import logging
+import math
 import os
 import resource
 import warnings
+from collections.abc import Mapping
 from typing import Any
+
+from quadriga.actors.runtime.cpu_quota import cpu_quota
 
 ENVIRONMENT = {
     # Models and data sets are local; a look-up in the hub would only wait for its timeout.
@@ -17,6 +21,9 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "DS_LOG_LEVEL": "error",
 }
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Names of this machine that requests reach without a proxy."""
 
 
 def driver_environment() -> dict[str, str]:
@@ -35,8 +42,18 @@ def prepare_driver() -> None:
     """Set the driver's environment, before it imports torch or Ray; variables set by the user are kept."""
     for name, value in driver_environment().items():
         os.environ.setdefault(name, value)
+    os.environ |= _without_proxy(os.environ)
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+
+
+def _without_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that keep requests to this machine from a proxy; none if no proxy is set."""
+    if not any(name.lower() in ("http_proxy", "https_proxy", "all_proxy") for name in environment):
+        return {}
+    kept = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    hosts = ",".join(dict.fromkeys([*filter(None, kept.split(",")), *LOOPBACK]))
+    return {"no_proxy": hosts, "NO_PROXY": hosts}
 
 
 def resolve_device(setting: str) -> str:
@@ -64,7 +81,8 @@ def process_environment(device: str, threads: int) -> dict[str, str]:
         # vLLM compiles one helper of its sampler, which takes 5 s and a C++ compiler and saves microseconds.
         env |= {"TORCH_COMPILE_DISABLE": "1"}
     else:
-        env |= {"NCCL_CUMEM_ENABLE": "0"}
+        # The driver's accelerator, which Ray's processes inherit, is the CPU.
+        env |= {"DS_ACCELERATOR": "cuda", "NCCL_CUMEM_ENABLE": "0"}
     return env
 
 
@@ -107,5 +125,7 @@ def memory_bytes(device: str) -> int:
 
 
 def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Return the number of CPU cores that this process may use: of its affinity, or fewer by its container's quota."""
+    quota = cpu_quota()
+    available = len(os.sched_getaffinity(0))
+    return available if quota is None else max(1, min(available, math.ceil(quota)))

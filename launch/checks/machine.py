@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from quadriga.actors.runtime.cpu_quota import cpu_quota
 from quadriga.actors.runtime.device import cores
 from quadriga.launch.checks.report import CheckResult, gpu_count
+from quadriga.orchestrator.tracking.tracker import has_wandb_key
 
 GIB = 1 << 30
 IMPORTS = ("torch", "transformers", "ray", "deepspeed", "vllm", "wandb")
@@ -24,7 +26,7 @@ def check_machine() -> Iterator[CheckResult]:
     yield check_python(sys.version_info[:2])
     yield check_disk(Path.cwd(), shutil.disk_usage(Path.cwd()).free)
     yield check_memory(_available_memory())
-    yield CheckResult("ok", "cores", f"{cores()} CPU cores")
+    yield check_cores(cores(), cpu_quota())
     yield check_compiler()
     yield check_shared_memory()
     yield check_ports()
@@ -60,6 +62,12 @@ def check_memory(free: int | None) -> CheckResult:
         text = f"Only {free / GIB:.1f} GB of memory is free: free at least 4 GB, which even tiny models and vLLM need."
         return CheckResult("problem", "memory", text)
     return CheckResult("ok", "memory", f"{free / GIB:.0f} GB of memory free")
+
+
+def check_cores(count: int, quota: float | None) -> CheckResult:
+    """Say how many cores a run uses. quota: cores' worth of time that the container allows, None without a limit."""
+    limit = "" if quota is None else f" (the container's quota is {quota:g} cores' worth of time)"
+    return CheckResult("ok", "cores", f"{count} CPU cores{limit}")
 
 
 def check_compiler() -> CheckResult:
@@ -112,9 +120,9 @@ def check_gpus() -> Iterator[CheckResult]:
 
 def check_tracking_key() -> CheckResult:
     """Say whether there is a W&B key, never its value."""
-    if os.environ.get("WANDB_API_KEY"):
-        return CheckResult("ok", "W&B", "WANDB_API_KEY is set: runs are sent to W&B")
-    return CheckResult("ok", "W&B", "no WANDB_API_KEY: runs are written offline, for `wandb sync` later")
+    if has_wandb_key():
+        return CheckResult("ok", "W&B", "there is a key: runs are sent to W&B")
+    return CheckResult("ok", "W&B", "no key (`wandb login`): runs are written offline, for `wandb sync` later")
 
 
 def pins() -> dict[str, str]:

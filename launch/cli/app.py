@@ -17,6 +17,7 @@ from quadriga.data.errors import Fault, UserError
 from quadriga.launch.cli import clusters, inspect, jobs, train
 from quadriga.launch.cli.convert import convert
 from quadriga.launch.cli.plan import plan
+from quadriga.launch.cli.terminal import outlive_the_terminal
 
 app = typer.Typer(
     name="quadriga",
@@ -50,6 +51,7 @@ for panel, commands in COMMANDS.items():
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and return its exit code: 0, 1 after a fault, 2 for an error of the user, 130 after Ctrl-C."""
     prepare_driver()
+    outlive_the_terminal()
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:

@@ -1,9 +1,12 @@
 """Processes: the model and rollout workers of one run on a Ray cluster, from placement to their end."""
 
 import logging
+import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from quadriga.actors.model.group import ActorGroup, start_groups
@@ -28,6 +31,8 @@ from quadriga.orchestrator.cluster.placement import (
 from quadriga.orchestrator.cluster.reservations import Reservations, machines
 
 START_ATTEMPTS = 3
+LONGEST_TMPDIR = 38
+"""Characters of TMPDIR that leave room for Ray's longest socket, 69 below it, in the 107 that Linux allows."""
 HEARTBEAT_SECONDS = 2.0
 """How long a process may take to answer a heartbeat before it is assumed to be busy."""
 
@@ -53,14 +58,47 @@ def connected(settings: ClusterSettings) -> Iterator[str | None]:
     if ray.is_initialized():
         yield None
         return
-    arguments: dict[str, Any] = {"address": settings.address} if settings.address else {"num_cpus": cores()}
-    arguments |= {"dashboard_host": "127.0.0.1", "include_dashboard": None if settings.address else True}
+    if settings.address:
+        arguments: dict[str, Any] = {"address": settings.address, "include_dashboard": None}
+    else:
+        arguments = own_ray() | {"num_cpus": cores(), "include_dashboard": True}
     with forking(settings):
-        context = _start_ray(arguments)
+        context = _start_ray(arguments | {"dashboard_host": "127.0.0.1"})
         try:
             yield context.dashboard_url
         finally:
             ray.shutdown()
+
+
+def own_ray() -> dict[str, Any]:
+    """Return the arguments of `ray.init` that start a Ray for this run alone, whatever else is on the machine.
+
+    Where the home folder cannot be written, Ray gets a token by the environment instead of a file there. Where TMPDIR
+    is too long for the paths of sockets, or has a blank, Ray's files are in a folder of this user below /tmp.
+    """
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() and not _token_file_is_writable():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    arguments: dict[str, Any] = {"address": "local"}  # without it Ray joins what RAY_ADDRESS or a file in /tmp names
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(folder) > LONGEST_TMPDIR or " " in folder:
+        short = Path(f"/tmp/quadriga-{os.getuid()}")
+        short.mkdir(mode=0o700, exist_ok=True)
+        if short.stat().st_uid != os.getuid():
+            raise UserError(f"TMPDIR ({folder}) is too long for Ray's sockets, and {short} belongs to somebody else.")
+        arguments["_temp_dir"] = str(short)
+    return arguments
+
+
+def _token_file_is_writable() -> bool:
+    """Return whether Ray has, or can write, the file of its token."""
+    folder = Path(os.path.expanduser("~/.ray"))
+    if (folder / "auth_token").is_file():
+        return os.access(folder / "auth_token", os.R_OK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _start_ray(arguments: dict[str, Any]) -> Any:

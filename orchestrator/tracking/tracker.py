@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import netrc
 import os
 import secrets
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -78,8 +80,8 @@ class Tracker:
         differing steps are counted in `system/replay_differences`, for devices that are not deterministic. `forget`:
         steps after `resume_step` are dropped and logged again, because the settings were changed.
 
-    W&B is online if WANDB_API_KEY is in the environment (and WANDB_MODE does not say otherwise), else offline. An error
-    of W&B never stops a run: the first one is logged as a warning.
+    W&B is online if there is a key (`has_wandb_key`) and WANDB_MODE does not say otherwise, else offline. An error of
+    W&B never stops a run: the first one is logged as a warning.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class Tracker:
         if mode != "disabled":
             identity = {
                 "id": self.run_id,
-                "project": settings.project,
+                "project": wandb_project(settings),
                 "group": settings.group or name,
                 "name": name,
                 "job_type": stage,
@@ -206,7 +208,27 @@ def wandb_mode(settings: TrackingSettings) -> str:
     mode = os.environ.get("WANDB_MODE", "online")
     if not settings.wandb or mode == "disabled":
         return "disabled"
-    return "online" if mode == "online" and os.environ.get("WANDB_API_KEY") else "offline"
+    return "online" if mode == "online" and has_wandb_key() else "offline"
+
+
+def has_wandb_key() -> bool:
+    """Return whether there is a key: in the environment, or in the netrc file where `wandb login` writes it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    files = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
+    for file in map(os.path.expanduser, files):
+        try:
+            if netrc.netrc(file).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def wandb_project(settings: TrackingSettings) -> str:
+    """Return the project of the settings; where they leave it open, that of WANDB_PROJECT, else `quadriga`."""
+    return settings.project or os.environ.get("WANDB_PROJECT") or "quadriga"
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

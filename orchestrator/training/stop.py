@@ -9,9 +9,9 @@ from quadriga.data.rundir import RunDir
 
 
 class Stop:
-    """Ctrl-C, SIGTERM and `quadriga stop` ask for a clean stop: the step under way is finished and saved.
+    """Ctrl-C, SIGTERM, SIGHUP and `quadriga stop` ask for a clean stop: the step under way is finished and saved.
 
-    A second Ctrl-C does not wait.
+    A second Ctrl-C does not wait. SIGHUP comes when the terminal is closed; `nohup` has it ignored.
     """
 
     def __init__(self, run: RunDir):
@@ -24,8 +24,11 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator["Stop"]:
-        """Handle both signals inside the block."""
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Handle the signals inside the block, except SIGHUP where it is ignored."""
+        handled = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            handled.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._handle) for number in handled}
         try:
             yield self
         finally:

@@ -1,7 +1,9 @@
 """Writes survive a kill at any moment: the old file or folder is there, or the new one."""
 
+import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +92,25 @@ def test_kill_at_any_call_leaves_a_whole_folder(tmp_path: Path, calls: int) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
     assert done.returncode == (-9 if calls < 6 else 0)  # 3 fsyncs, 2 renames, 1 fsync
     assert (tmp_path / "policy/sub/data").read_text() == ("old" if calls < 5 else "new")
+
+
+def test_storage_that_cannot_flush_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder's EINVAL is passed over, a file's is not."""
+    flush = os.fsync
+
+    def refuse(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) or refuse_files:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(handle)
+
+    refuse_files = False
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_text_atomic(tmp_path / "a.txt", "text")
+    assert (tmp_path / "a.txt").read_text() == "text"
+    (tmp_path / "b.tmp").mkdir()
+    (tmp_path / "b.tmp" / "file").write_text("inside")
+    publish(tmp_path / "b.tmp", tmp_path / "b")
+    assert (tmp_path / "b" / "file").read_text() == "inside"
+    refuse_files = True
+    with pytest.raises(OSError, match="Invalid argument"):
+        write_text_atomic(tmp_path / "a.txt", "other")

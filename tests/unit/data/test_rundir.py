@@ -1,10 +1,12 @@
 """A run directory: its layout, the record of its attempts, its lock, requests to it; it never holds a secret."""
 
+import errno
 import json
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -177,3 +179,18 @@ def test_request_may_be_cleared_twice(stage: RunDir) -> None:
     stage.clear_request("rollout")
     stage.clear_request("rollout")
     assert stage.requested("rollout") is None
+
+
+def test_storage_without_locks_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Lustre without `-o flock`."""
+
+    def flock(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    run = RunDir.create(tmp_path / "run")
+    with run.locked():
+        assert not run.in_use()
+    (event,) = run.events()
+    assert event["event"] == "not_locked"
+    assert "has no file locks (Function not implemented)" in event["reason"]

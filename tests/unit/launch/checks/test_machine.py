@@ -54,5 +54,5 @@ def test_a_package_that_does_not_import() -> None:
 def test_the_key_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "abcdef")
     result = machine.check_tracking_key()
-    assert "WANDB_API_KEY is set" in result.text
+    assert "there is a key" in result.text
     assert "abcdef" not in result.text

@@ -22,7 +22,7 @@ from helpers.wandb_file import history, read_finished
 from quadriga.data.errors import Fault
 from quadriga.orchestrator.settings import TrackingSettings
 from quadriga.orchestrator.tracking import tracker as tracking
-from quadriga.orchestrator.tracking.tracker import AXIS, NAMESPACES, Tracker, read_metrics, wandb_mode
+from quadriga.orchestrator.tracking.tracker import AXIS, NAMESPACES, Tracker, read_metrics, wandb_mode, wandb_project
 
 KEY = "0123456789abcdef" * 2 + "feedbeef"
 NO_WANDB = TrackingSettings(wandb=False, samples=2)
@@ -327,3 +327,27 @@ def test_a_metrics_file_that_is_removed_comes_back(tmp_path: Path) -> None:
         folder.metrics_path.unlink()
         tracker.log(2, {"train/loss": 0.2})
     assert [row["global_step"] for row in read_metrics(folder.metrics_path)] == [2]
+
+
+@pytest.fixture
+def no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An environment without a W&B key; the netrc file that it names, which does not exist yet."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    return tmp_path / "netrc"
+
+
+def test_login_by_netrc_is_a_key(no_key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wandb_mode(TrackingSettings()) == "offline"
+    no_key.write_text(f"machine api.wandb.ai login user password {'1' * 40}\n")
+    assert wandb_mode(TrackingSettings()) == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert wandb_mode(TrackingSettings()) == "offline"
+
+
+def test_project_of_the_settings_comes_before_the_environment(no_key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wandb_project(TrackingSettings()) == "quadriga"
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    assert wandb_project(TrackingSettings()) == "mine"
+    assert wandb_project(TrackingSettings(project="other")) == "other"
