@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from quadriga.actors.weights.source import full_shape, gathered_buckets, persistent_buffers
+from quadriga.actors.weights.source import full_shape, gathered_buckets, persistent_buffers, saved_form
 
 AUTO_CLASSES = {
     "policy": "AutoModelForCausalLM",
@@ -33,6 +33,11 @@ def export_model(model: Any, folder: Path, kind: str, extra: dict[str, Any], buc
             state[name.replace("score.", f"{head}.") if name.startswith("score.") else name] = tensor.cpu().clone()
     if write:
         state |= {name: buffer.cpu().clone() for name, buffer in persistent_buffers(model)}
+        state = {
+            # A part of a larger tensor, such as one expert, is copied: files must not share memory.
+            name: tensor if tensor.nbytes == tensor.untyped_storage().nbytes() else tensor.clone()
+            for name, tensor in saved_form(model, state).items()
+        }
         if kind == "reward":
             extra = extra | {"reward_shift": extra.get("reward_shift", 0.0) - float(state.pop("score.bias")[0])}
         _save(model, folder, kind, extra, state)

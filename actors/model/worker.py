@@ -216,14 +216,15 @@ class ModelWorker:
 
         Returns the value of `Sender.send`.
         """
-        from quadriga.actors.weights.source import gathered_buckets
+        from quadriga.actors.weights.source import gathered_buckets, saved_form
 
         began = time.monotonic()
         cluster = self.spec.cluster
         if self.sender is None:
             transfer = cluster.weight_transfer
             self.sender = import_object(transfer.sender)(transfer, self.spec.rank, cluster.deadlines)
-        buckets = gathered_buckets(self.model, cluster.bucket_bytes, self.weights_to_send())
+        gathered = gathered_buckets(self.model, cluster.bucket_bytes, self.weights_to_send())
+        buckets = (list(saved_form(self.model, dict(bucket)).items()) for bucket in gathered)
         return self._result(self.sender.send(version, workers, buckets), began)
 
     def weights_to_send(self) -> list[tuple[str, Any]]:

@@ -59,6 +59,12 @@ class TransferEngine(WeightTransferEngine):
     def start_weight_update(self) -> None:
         """Prepare to rebuild every layer from the tensors to come: on CPU, linear layers are pre-packed."""
         self._tensors: list[Any] = []
+        self._head_bias: Any = None
+        if self.device.type == "cpu":
+            for layer in self.model.modules():
+                # A kernel that exists is given new weights as they are, although on CPU it computes with packed ones.
+                if getattr(getattr(layer, "quant_method", None), "moe_kernel", None) is not None:
+                    layer.quant_method.moe_kernel = None
         initialize_layerwise_reload(self.model)
         self._expected = {
             name: size for name, layer in self.model.named_modules() if (size := _loadable_elements(layer))
@@ -73,7 +79,18 @@ class TransferEngine(WeightTransferEngine):
         folder = update_info.folder
         tensors = list(folder_tensors(folder) if folder else self._receiver.receive(update_info.message))
         self._tensors.append(tensors)
-        self.model.load_weights((name, tensor.to(self.device)) for name, tensor in tensors)
+        self.model.load_weights((name, tensor.to(self.device)) for name, tensor in tensors if self._takes(name, tensor))
+
+    def _takes(self, name: str, tensor: Any) -> bool:
+        """Return whether the model loads a tensor: not a tied head that it does not have, nor a bias that comes last.
+
+        vLLM's backend for transformers' models makes the bias of a head while it loads; a reload would drop it again.
+        """
+        head = getattr(self.model, "lm_head", None)
+        if name == "lm_head.bias" and head is not None and not head.has_bias:
+            self._head_bias = tensor
+            return False
+        return name != "lm_head.weight" or head is not None
 
     def finish_weight_update(self) -> None:
         """Finish the update. Raises RuntimeError naming modules that did not receive all of their elements."""
@@ -83,6 +100,12 @@ class TransferEngine(WeightTransferEngine):
             if name in self._expected and info.can_load() and info.load_numel < self._expected[name]:
                 missing.append(f"{name} ({info.load_numel:,} of {self._expected[name]:,} elements)")
         finalize_layerwise_reload(self.model, self.model_config)
+        if self._head_bias is not None:
+            head = self.model.lm_head
+            if getattr(head, "bias", None) is None:
+                with torch.device(self.device):
+                    head._register_bias()
+            head.bias.weight_loader(head.bias, self._head_bias.to(self.device))
         self._tensors = []
         if missing:
             raise RuntimeError(f"the sync left weights out: {', '.join(missing[:4])}{' ...' if missing[4:] else ''}")

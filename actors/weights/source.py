@@ -23,6 +23,21 @@ def persistent_buffers(model: Any) -> list[tuple[str, Any]]:
     return [(name, buffer) for name, buffer in model.named_buffers() if name in saved]
 
 
+def saved_form(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Return whole tensors under the names, and cut, that files of the model's family have.
+
+    transformers keeps the experts of a layer as one tensor, and files hold one per expert. tensors: by parameter name.
+    """
+    from transformers import PreTrainedModel
+    from transformers.core_model_loading import revert_weight_conversion
+
+    source = getattr(model, "base", model)
+    if not isinstance(source, PreTrainedModel):
+        return tensors
+    source._weight_conversions = None  # that of the folder: names of one that was saved otherwise are not repeated
+    return dict(revert_weight_conversion(source, tensors))
+
+
 def full_shape(parameter: Any) -> tuple[int, ...]:
     """Return the shape of the whole tensor, even if ZeRO-3 keeps only a slice of it here."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -93,6 +93,11 @@ def check_cpu_head_size(model: ModelSettings) -> str | None:
     if model.path is not None and is_placeholder(model.path):
         return None
     config = model_config(model)
+    if getattr(config, "kv_lora_rank", None):
+        raise UserError(
+            f"vLLM cannot generate with {model.path or 'this shape'} on CPU: its family ({config.model_type}) has "
+            "latent attention, with which vLLM's log-probs on CPU are not the model's. Use another family, or a GPU."
+        )
     heads = getattr(config, "num_attention_heads", None)
     size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else None)
     if size is not None and size not in CPU_HEAD_SIZES:

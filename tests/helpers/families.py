@@ -42,10 +42,11 @@ WHOLE: dict[str, dict[str, Any]] = {
     "qwen3_moe": GROUPED | EXPERTS | {"head_dim": 32},
     "deepseek_v3": USUAL
     | {"num_key_value_heads": 2, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-    | {"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 32}
-    | {"qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 32},
+    | {"first_k_dense_replace": 1, "topk_method": "noaux_tc"}
+    | {"n_group": 2, "topk_group": 1, "q_lora_rank": 32, "kv_lora_rank": 512}
+    | {"qk_nope_head_dim": 16, "qk_rope_head_dim": 64, "v_head_dim": 32},
 }
-"""Families that are trained and served whole, with the features that distinguish them."""
+"""Families that are trained whole, with the features that distinguish them."""
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "falcon": (USUAL, "its family takes no attention but its own"),

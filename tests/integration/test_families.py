@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from helpers.families import REFUSED, WHOLE, make_family, plain_logprobs, plain_scalars
+from safetensors.torch import load_file
 
 from quadriga.actors.model.equivalence import check_packed_forward
 from quadriga.actors.model.export import export_model
@@ -89,6 +90,7 @@ def test_policy(folder: Path, tmp_path: Path) -> None:
         if other is not None:  # that of a key's bias is 0 but for rounding
             assert float((parameter.grad - other).norm()) <= 1e-4 * float(other.norm()) + 1e-6 * whole, name
     export_model(model, tmp_path / "export", "policy", {}, 1 << 14, write=True)
+    assert load_file(tmp_path / "export/model.safetensors").keys() == load_file(folder / "model.safetensors").keys()
     assert_equal(plain_logprobs(tmp_path / "export", SEQUENCES), expected)
 
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 PROMPTS = [Prompt(str(n), [], [1, 20 + n, 30 + n, 40]) for n in range(8)]
 
 
-@pytest.mark.parametrize("family", WHOLE)
+@pytest.mark.parametrize("family", [family for family in WHOLE if family != "deepseek_v3"])
 def test_log_probs_are_those_of_the_trainer(family: str, ray_cluster: None, tmp_path: Path) -> None:
     """Weights from the folder, then from the actor. Answers are longer than the window of the families with one."""
     folder = make_family(family, tmp_path / family, WHOLE[family])

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from quadriga.actors.settings import ClusterSettings, ModelSettings
+from quadriga.data.errors import UserError
 from quadriga.launch.checks.model import check_cpu_head_size, model_config
 from quadriga.launch.config.load import PRESETS, load_config
 
@@ -73,3 +74,9 @@ def test_clusters(path: Path) -> None:
 )
 def test_stages(path: Path) -> None:
     load_config(path)
+
+
+def test_latent_attention_is_not_generated_with_on_a_cpu() -> None:
+    model = ModelSettings(shape={"model_type": "deepseek_v3", "num_hidden_layers": 2})
+    with pytest.raises(UserError, match=r"its family \(deepseek_v3\) has latent attention"):
+        check_cpu_head_size(model)
