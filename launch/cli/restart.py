@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -15,7 +16,7 @@ def supervise(arguments: list[str], restarts: int) -> int:
     """Run `quadriga run ARGUMENTS` in a child process, restart it up to `restarts` times, return the last exit code.
 
     Only a fault or a kill is worth another attempt: bad input stays bad, and a user who stops a run means it. SIGTERM
-    is forwarded to the child.
+    and SIGHUP are forwarded to the child.
     """
     console = Console(stderr=True, highlight=False)
     for attempt in range(restarts + 1):
@@ -24,10 +25,13 @@ def supervise(arguments: list[str], restarts: int) -> int:
         def forward(number: int, frame: FrameType | None, child: "subprocess.Popen[bytes]" = child) -> None:
             child.send_signal(number)
 
-        # Ctrl-C in a terminal reaches the child by itself; SIGTERM is sent to this process alone.
-        before = [signal.signal(signal.SIGTERM, forward), signal.signal(signal.SIGINT, signal.SIG_IGN)]
+        # Ctrl-C in a terminal reaches the child by itself; SIGTERM is sent to this process alone. `nohup` ignores SIGHUP.
+        handlers: dict[int, Any] = {signal.SIGTERM: forward, signal.SIGINT: signal.SIG_IGN}
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            handlers[signal.SIGHUP] = forward
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         code = child.wait()
-        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
         if code != FAULT and code >= 0:
             return code

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,19 +75,20 @@ def own_ray() -> dict[str, Any]:
     """Return the arguments of `ray.init` that start a Ray for this run alone, whatever else is on the machine.
 
     Where the home folder cannot be written, Ray gets a token by the environment instead of a file there. Where TMPDIR
-    is too long for the paths of sockets, or has a blank, Ray's files are in a folder of this user below /tmp.
+    is too long for the paths of sockets, or has a blank, this process and Ray's use a folder of this user below /tmp.
     """
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() and not _token_file_is_writable():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    arguments: dict[str, Any] = {"address": "local"}  # without it Ray joins what RAY_ADDRESS or a file in /tmp names
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     if len(folder) > LONGEST_TMPDIR or " " in folder:
         short = Path(f"/tmp/quadriga-{os.getuid()}")
         short.mkdir(mode=0o700, exist_ok=True)
         if short.stat().st_uid != os.getuid():
             raise UserError(f"TMPDIR ({folder}) is too long for Ray's sockets, and {short} belongs to somebody else.")
-        arguments["_temp_dir"] = str(short)
-    return arguments
+        short.chmod(0o700)
+        os.environ |= {"TMPDIR": str(short), "RAY_TMPDIR": str(short)}  # Ray's dashboard also has sockets below TMPDIR
+        tempfile.tempdir = None
+    return {"address": "local"}  # without it Ray joins what RAY_ADDRESS or a file in /tmp names
 
 
 def _token_file_is_writable() -> bool:

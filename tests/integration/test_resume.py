@@ -106,7 +106,10 @@ def test_ranking_goes_on_where_it_was_stopped(
 def test_ppo_as_a_command_is_killed_and_stopped_and_goes_on(
     uninterrupted_run: Callable[[str], RunDir], made_model: Path, made_reward: Path, tmp_path: Path
 ) -> None:
-    """It is killed while it writes a checkpoint, started again by its parent, stopped by a signal, and run again."""
+    """It is killed while it writes a checkpoint, started again by its parent, stopped by a signal, and run again.
+
+    Its environment is one in which other programs fail.
+    """
     raw = stage("ppo", tmp_path, made_model, made_reward)
     killed = {"action": "kill", "role": "driver", "step": 1, "phase": "checkpoint", "after": 0.03}
     raw |= {"checkpoint": {"every_steps": 1}, "faults": {"planned": [killed]}}
@@ -116,7 +119,7 @@ def test_ppo_as_a_command_is_killed_and_stopped_and_goes_on(
     with screen.open("wb") as output:
         command = [sys.executable, "-m", "quadriga.launch", "run", str(config), "--restart", "1"]
         # W&B's helper process of this process would keep the id of the run whose driver was killed.
-        environment = os.environ | {"WANDB_API_KEY": KEY}
+        environment = os.environ | {"WANDB_API_KEY": KEY} | hostile(tmp_path)
         environment.pop("WANDB_SERVICE", None)
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
@@ -144,6 +147,20 @@ def test_ppo_as_a_command_is_killed_and_stopped_and_goes_on(
     assert logged == list(range(logged[0], STEPS + 1)) and logged[0] <= 2
     written = [screen, *(file for file in run_dir.path.rglob("*") if file.is_file())]
     assert not [file for file in written if KEY.encode() in file.read_bytes()]
+
+
+def hostile(folder: Path) -> dict[str, str]:
+    """An environment that people have: another Ray named, a home and a TMPDIR of a batch system, a proxy for all."""
+    long = folder / ("d" * 90)
+    long.mkdir()
+    proxy = "http://127.0.0.1:9"
+    return {
+        "RAY_ADDRESS": "127.0.0.1:6379",
+        "HOME": "/proc/nohome",
+        "TMPDIR": str(long),
+        "http_proxy": proxy,
+        "https_proxy": proxy,
+    }
 
 
 def wait_for_row(run_dir: RunDir, process: "subprocess.Popen[bytes]", screen: Path, attempt: int) -> None:

@@ -1,6 +1,7 @@
 """How a run's own Ray is started, whatever else is on the machine."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from quadriga.orchestrator.cluster.processes import LONGEST_TMPDIR, own_ray
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("RAY_TMPDIR", "TMPDIR", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # so that what is set here is unset again
-    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    for name in ("RAY_TMPDIR", "TMPDIR", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "")  # so that what is set in a test is unset again
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
@@ -25,7 +26,9 @@ def test_it_never_joins_another(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("folder", ["/tmp/" + "d" * LONGEST_TMPDIR, "/tmp/a b"])
 def test_sockets_have_a_short_folder(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", folder)
-    short = own_ray()["_temp_dir"]
+    own_ray()
+    short = os.environ["TMPDIR"]
+    assert os.environ["RAY_TMPDIR"] == tempfile.gettempdir() == short
     assert len(short) < LONGEST_TMPDIR
     assert Path(short).stat().st_mode & 0o777 == 0o700
 
