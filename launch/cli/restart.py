@@ -25,7 +25,8 @@ def supervise(arguments: list[str], restarts: int) -> int:
         def forward(number: int, frame: FrameType | None, child: "subprocess.Popen[bytes]" = child) -> None:
             child.send_signal(number)
 
-        # Ctrl-C in a terminal reaches the child by itself; SIGTERM is sent to this process alone. `nohup` ignores SIGHUP.
+        # Ctrl-C in a terminal reaches the child by itself; SIGTERM is sent to this process alone. `nohup` has SIGHUP
+        # ignored.
         handlers: dict[int, Any] = {signal.SIGTERM: forward, signal.SIGINT: signal.SIG_IGN}
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             handlers[signal.SIGHUP] = forward
