@@ -110,6 +110,11 @@ class RunDir:
         self.update_run(status="running", attempts=attempts)
         return len(attempts)
 
+    def began(self) -> datetime:
+        """Return when the first attempt began: the present time before it."""
+        attempts = self.read_run().get("attempts", [])
+        return datetime.fromisoformat(attempts[0]["started"] if attempts else _now())
+
     def note(self, event: str, **fields: Any) -> None:
         """Append to the events in run.json: losses, recoveries, injected faults, damaged checkpoints."""
         with self._writing:

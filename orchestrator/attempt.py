@@ -13,6 +13,7 @@ from quadriga.data.loading.source_digest import SourceDigest
 from quadriga.data.registry import import_object
 from quadriga.data.rundir import RunDir, Status
 from quadriga.data.secrets import without_secrets
+from quadriga.data.tokens import clock
 from quadriga.orchestrator.config_changes import altering_changes, data_changes, in_this_version, refused
 from quadriga.orchestrator.settings import StageBase
 from quadriga.orchestrator.stages.registry import spec_of
@@ -90,7 +91,7 @@ def _attempt(run_dir: RunDir, settings: StageBase, progress: StageProgress, repl
     """Run the stage and record the attempt; return whether it finished."""
     run_dir.start_attempt(versions())
     run_dir.write_config(settings.model_dump(mode="json"))
-    with failure_recorded(run_dir):
+    with failure_recorded(run_dir), clock.frozen_at(run_dir.began()):
         finished = trainer_class(settings)(settings, run_dir).execute(progress, replay)
     run_dir.end_attempt("finished" if finished else "interrupted")
     return finished

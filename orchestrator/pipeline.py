@@ -9,6 +9,7 @@ from quadriga.data.atomic_files import replace_folder
 from quadriga.data.errors import INTERRUPTED, UserError
 from quadriga.data.rundir import RunDir
 from quadriga.data.settings import SEED_LIMIT
+from quadriga.data.tokens import clock
 from quadriga.orchestrator.attempt import failure_recorded, run_stage, versions
 from quadriga.orchestrator.cluster.processes import connected
 from quadriga.orchestrator.pipeline_settings import PipelineStage, StageEntry
@@ -41,7 +42,7 @@ def run_pipeline(pipeline: PipelineStage, run: RunDir, build: Build, allowed: Se
     run.start_attempt(versions())
     run.write_config(pipeline.model_dump(mode="json"))
     done: list[FinishedStage] = []
-    with failure_recorded(run), connected(pipeline.cluster):
+    with failure_recorded(run), clock.frozen_at(run.began()), connected(pipeline.cluster):
         for round_, entry in schedule(pipeline):
             folder = run.path / f"round-{round_}" / entry.name
             settings = _settings(pipeline, entry, round_, folder, done, build)

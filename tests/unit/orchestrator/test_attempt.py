@@ -1,13 +1,15 @@
-"""An attempt: its record in run.json, and changes that it refuses."""
+"""An attempt: its record in run.json, its time, and changes that it refuses."""
 
 import errno
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from quadriga.data.errors import Fault, UserError
 from quadriga.data.rundir import RunDir
+from quadriga.data.tokens import clock
 from quadriga.orchestrator.attempt import failure_recorded, run_stage
 from quadriga.orchestrator.stages.sft.spec import SftStage
 
@@ -34,8 +36,8 @@ def test_an_exception_is_recorded_and_let_through(run: RunDir, error: BaseExcept
     with pytest.raises(type(error)) as raised, failure_recorded(run):
         raise error
     assert raised.value is error
-    attempt = run.read_run()["attempts"][-1]
-    assert (attempt["status"], attempt["error"]) == (status, text)
+    ended = run.read_run()["attempts"][-1]
+    assert (ended["status"], ended["error"]) == (status, text)
 
 
 def test_a_full_disk_is_a_fault_with_its_cause(run: RunDir) -> None:
@@ -103,3 +105,27 @@ def test_a_config_of_an_earlier_version_resumes(resume: Callable[..., None], tmp
     resume()
     with pytest.raises(UserError, match="`heldout_every` was None and is 3"):
         resume(heldout_every=3)
+
+
+def test_templates_read_the_time_of_the_first_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that resumes tomorrow renders the same prompts."""
+    run, seen = RunDir.create(tmp_path / "run"), []
+
+    class Dated:
+        def __init__(self, settings: object, run: RunDir): ...
+
+        def execute(self, progress: object, replay: str) -> bool:
+            seen.append(clock.strftime_now("%Y-%m-%dT%H:%M:%S"))
+            return False
+
+    monkeypatch.setattr("quadriga.orchestrator.attempt.trainer_class", lambda settings: Dated)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1", "completion": "a"}\n')
+    data = {"train": str(tmp_path / "rows.jsonl")}
+    settings = SftStage.model_validate({"stage": "sft", "name": "a", "model": {"path": "m"}, "data": data})
+    run_stage(settings, run)
+    first = datetime.fromisoformat(run.read_run()["attempts"][0]["started"]) - timedelta(days=1)
+    run.update_run(attempts=[{**run.read_run()["attempts"][0], "started": first.isoformat()}])
+    run_stage(settings, run)
+    assert seen[1] == first.strftime("%Y-%m-%dT%H:%M:%S")
+    assert seen[0][:10] > seen[1][:10]
+    assert clock.strftime_now("%Y-%m-%d") >= seen[0][:10]
