@@ -5,9 +5,9 @@ from itertools import combinations
 from typing import Any, Literal
 
 Message = dict[str, str]
-"""`{"role": "system" | "user" | "assistant", "content": str}`."""
+"""`{"role": one of `ROLES`, "content": str}`."""
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(slots=True)
@@ -149,7 +149,9 @@ class Ranking:
 
     def __post_init__(self) -> None:
         try:
-            check_messages(self.messages, last="user")
+            check_messages(self.messages)
+            if self.messages[-1]["role"] == "assistant":
+                raise ValueError("the last message is the assistant's, not a question")
             self._check_answers()
         except ValueError as error:
             raise ValueError(f"ranking {self.id}: {error}") from None
@@ -205,6 +207,7 @@ class Ranking:
             if prompt is None:
                 raise ValueError("neither `messages` nor `prompt`")
             known["messages"] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        known["messages"] = plain_messages(known["messages"])
         groups = known.setdefault("ranking", [])
         if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
             raise ValueError("`ranking` is not a list of groups of answer ids, best first")
@@ -240,6 +243,32 @@ def with_unique_ids(prompts: list[Prompt]) -> list[Prompt]:
 def _present(values: dict[str, Any]) -> dict[str, Any]:
     """Return what is not null: tables give every row the fields of all rows."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def plain_messages(messages: Any) -> list[Message]:
+    """Return messages with role and content only, a content of several text parts joined by newlines.
+
+    Raises ValueError as `check_messages` does, for a part that is not text, and for calls of tools.
+    """
+    if isinstance(messages, list):
+        messages = [_plain_message(message, n) for n, message in enumerate(messages)]
+    check_messages(messages)
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _plain_message(message: Any, n: int) -> Any:
+    if not isinstance(message, dict):
+        return message
+    if message.get("tool_calls"):
+        raise ValueError(f"message {n} calls tools (`tool_calls`), which are not read: write the call into `content`")
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"the content of message {n} has a part of type {kind!r}; only text is read")
+    return message | {"content": "\n".join(part["text"] for part in parts)}
 
 
 def check_messages(messages: Any, last: str | None = None) -> None:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from quadriga.data.records import Message, Ranking, Response, check_messages
+from quadriga.data.records import Message, Ranking, Response, plain_messages
 
 HUMAN = "\n\nHuman:"
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -166,9 +166,7 @@ def _is_whole_chat(value: Any) -> bool:
 
 
 def _messages(value: Any) -> list[Message]:
-    messages = parse_dialogue(value) if isinstance(value, str) else value
-    check_messages(messages)
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    return plain_messages(parse_dialogue(value) if isinstance(value, str) else value)
 
 
 def _question(value: Any) -> list[Message]:

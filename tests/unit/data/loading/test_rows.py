@@ -58,6 +58,28 @@ def test_pairs_in_all_forms(row):
     assert (ranking.messages, winner.text, loser.text, ranking.meta) == ([Q], "a", "b", {"margin": 2})
 
 
+PARTS = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+IMAGE = [*PARTS, {"type": "image_url", "image_url": {"url": "x"}}]
+
+
+def test_text_parts_of_a_content_are_joined():
+    several = {"role": "user", "content": PARTS, "name": None}
+    joined = {"role": "user", "content": "one\ntwo"}
+    assert rows.demonstration({"messages": [several, A]}).messages == [joined, A]
+    assert rows.prompt({"prompt": [several]}).messages == [joined]
+    assert rows.ranking({"chosen": [several, A], "rejected": [several, B]}).messages == [joined]
+    full = {"id": "r", "messages": [several], "responses": [{"id": "0", "text": "a"}, {"id": "1", "text": "b"}]}
+    assert rows.ranking({**full, "ranking": [["0"], ["1"]]}).messages == [joined]
+
+
+def test_results_of_tools_are_read():
+    tool = {"role": "tool", "content": "42", "tool_call_id": "7"}
+    read = {"role": "tool", "content": "42"}
+    assert rows.demonstration({"messages": [Q, A, tool, A]}).messages == [Q, A, read, A]
+    assert rows.prompt({"prompt": [Q, A, tool]}).messages == [Q, A, read]
+    assert rows.ranking({"messages": [Q, A, tool], "responses": ["a", "b"]}).messages == [Q, A, read]
+
+
 def test_ids_are_kept_or_made_from_the_prompt():
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}
     assert rows.ranking({**row, "id": 3}).id == "3"
@@ -89,6 +111,9 @@ def test_the_key_is_the_first_question():
         (rows.demonstration, {"messages": [Q]}, "does not end with an answer"),
         (rows.demonstration, {"prompt": "q", "completion": ""}, "`completion` is empty"),
         (rows.demonstration, {"prompt": "q", "completion": [Q]}, "not one assistant message"),
+        (rows.prompt, {"prompt": [{"role": "user", "content": IMAGE}]}, "message 0 has a part of type 'image_url'"),
+        (rows.prompt, {"prompt": [{"role": "user", "content": ["q"]}]}, "message 0 has a part of type 'str'"),
+        (rows.demonstration, {"messages": [Q, {**A, "tool_calls": [{}]}]}, "message 1 calls tools"),
         (rows.prompt, {"text": "q"}, "do not hold a prompt"),
         (rows.prompt, {"prompt": ""}, "prompt is empty"),
         (rows.prompt, {"prompt": [Q, A]}, "there is no question"),
