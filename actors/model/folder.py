@@ -49,14 +49,6 @@ def check_context(path: str | Path, tokens: int, key: str) -> None:
         raise UserError(f"{key} allows sequences of {tokens} tokens, but the context of {path} is {limit}. Lower it.")
 
 
-def end_tokens(path: str | Path, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that end an answer, ascending: the tokenizer's eos and those of generation_config.json."""
-    file = Path(path) / "generation_config.json"
-    eos = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-    more = eos if isinstance(eos, list) else [eos]
-    return tuple(sorted({id_ for id_ in [tokenizer.eos_token_id, *more] if id_ is not None}))
-
-
 def reward_shift(path: str | Path) -> float:
     """Return `reward_shift` of a reward model's config (score = logit - shift), 0 if it is missing."""
     return float(read_config(path).get("reward_shift", 0.0))
@@ -99,12 +91,26 @@ def stored_head(path: str | Path) -> tuple[Any, float]:
     return weight, bias
 
 
-def check_same_tokenizer(policy: str | Path, reward: str | Path) -> None:
-    """Raise UserError unless policy and reward model share a vocabulary: token ids pass between them as they are."""
+def check_same_tokenizer(policy: str | Path, reward: str | Path, template: str | None = None) -> None:
+    """Raise UserError unless the reward model reads the policy's token ids as the chat that they stand for.
+
+    template: `chat_template` of the policy's prompts. The reward model's is the one that it was exported with.
+    """
+    from quadriga.data.tokens.chat import set_chat_template
+    from quadriga.data.tokens.comparison import prompt_difference, same_vocabulary
     from quadriga.data.tokens.tokenizer import load_tokenizer
 
-    if load_tokenizer(policy).get_vocab() != load_tokenizer(reward).get_vocab():
+    own, other = load_tokenizer(policy), load_tokenizer(reward)
+    set_chat_template(own, template)
+    if not same_vocabulary(own, other):
         raise UserError(
             f"The reward model {reward} and the policy {policy} have different tokenizers. Answers are scored as token "
             "ids, so both must share one: train the reward model from this policy's family."
+        )
+    if difference := prompt_difference(own, other):
+        raise UserError(
+            f"The reward model {reward} and the policy {policy} write a chat as different tokens, so its scores would "
+            f"be of a form that it was not trained on. The policy's prompt: {difference[0]!r}; the reward model's: "
+            f"{difference[1]!r}. Set `prompts.chat_template` to the template of the reward model, or train it with the "
+            "policy's."
         )

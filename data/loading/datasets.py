@@ -8,12 +8,12 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from quadriga.data.errors import UserError
+from quadriga.data.errors import UserError, nearest
 from quadriga.data.loading import ranking_formats, rows
 from quadriga.data.loading.readers import BadRow, Row, read_source
 from quadriga.data.records import Prompt, RankedTokens, Ranking, Tokens, with_unique_ids
 from quadriga.data.settings import DataSettings, Source
-from quadriga.data.tokens.chat import ChatEncoder, set_chat_template
+from quadriga.data.tokens.chat import SHIPPED, ChatEncoder, set_chat_template
 
 MAX_ANSWERS = 16
 """Largest number of answers per prompt. They are one batch element: a single row could exhaust a rank's memory."""
@@ -70,12 +70,16 @@ class Cuts:
 
 @dataclass(slots=True)
 class Split(Generic[T]):
-    """Rows to train on, rows to measure on, rows that were left out, and the account of answers that were cut."""
+    """Rows to train on, rows to measure on, rows that were left out, and the account of answers that were cut.
+
+    notes: sentences for the user about the rows that were kept.
+    """
 
     train: list[T] = field(default_factory=list)
     heldout: list[T] = field(default_factory=list)
     skipped: list[BadRow] = field(default_factory=list)
     cuts: Cuts = field(default_factory=Cuts)
+    notes: list[str] = field(default_factory=list)
 
 
 def document_texts(settings: DataSettings, seed: int) -> list[str]:
@@ -90,7 +94,8 @@ def document_texts(settings: DataSettings, seed: int) -> list[str]:
 def load_documents(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[Tokens]:
     """Load plain text as BOS, text, EOS, cut into pieces of at most `max_tokens`; loss on every token but the first.
 
-    A piece begins with the last token of the piece before, so that every token is predicted exactly once.
+    There is a BOS where the tokenizer writes one before plain text. A piece begins with the last token of the piece
+    before, so that every token is predicted exactly once.
     Raises UserError for missing files, bad rows (unless they are skipped) and data sets without a usable row.
     """
     encoder = _encoder(settings, tokenizer)
@@ -102,17 +107,27 @@ def load_documents(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, s
 def load_demonstrations(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[Tokens]:
     """Load chats with loss on the assistant's tokens and end tokens, and plain text as `load_documents` does.
 
+    Where the template rewrites earlier answers as a chat continues, only the last one is learned, which a note counts.
     Chats longer than `max_tokens` are cut, which removes their end token; `cuts` counts them.
     Raises UserError as `load_documents`.
     """
     encoder, cuts = _encoder(settings, tokenizer), Cuts()
+    rewritten: list[int] = []
 
     def encode(chats: list[rows.Chat]) -> "list[list[Tokens] | ValueError]":
         texts = iter(_texts(encoder, [chat for chat in chats if chat.text is not None], settings.max_tokens))
-        dialogues = iter(_chats(encoder, [chat for chat in chats if chat.text is None], settings.max_tokens, cuts))
+        chatted = [chat for chat in chats if chat.text is None]
+        dialogues = iter(_chats(encoder, chatted, settings.max_tokens, cuts, rewritten))
         return [next(dialogues if chat.text is None else texts) for chat in chats]
 
-    return _Loader(settings, seed, _one(rows.demonstration), encode, cuts).load()
+    split = _Loader(settings, seed, _one(rows.demonstration), encode, cuts).load()
+    if rewritten:
+        split.notes.append(
+            "The chat template writes earlier answers in another form than they are generated in, so only the last "
+            f"answer is learned in {len(rewritten)} chats; {sum(rewritten)} earlier answers are not. A template that "
+            f"keeps them can be set as `chat_template`{nearest('', SHIPPED)}"
+        )
+    return split
 
 
 def load_rankings(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split[RankedTokens]:
@@ -245,7 +260,7 @@ def _texts(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "li
         return []
     # The text of a special token inside a document is not that token.
     batch = encoder.tokenizer([chat.text for chat in chats], add_special_tokens=False, split_special_tokens=True)
-    before = [] if encoder.bos is None else [encoder.bos]
+    before = [encoder.bos] if encoder.bos is not None and encoder.starts_with_bos else []
     results: list[list[Tokens] | ValueError] = []
     for chat, ids in zip(chats, batch["input_ids"], strict=True):
         whole = [*before, *ids, encoder.eos]
@@ -256,8 +271,9 @@ def _texts(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "li
 
 
 def _chats(
-    encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int, cuts: Cuts
+    encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int, cuts: Cuts, rewritten: list[int]
 ) -> "list[list[Tokens] | ValueError]":
+    """Encode demonstrations. rewritten: gets the number of answers that are not learned, of each chat that has any."""
     rendered = [_attempt(encoder.render, chat.messages) for chat in chats]
     encoded = iter(encoder.encode([chat for chat in rendered if not isinstance(chat, ValueError)]))
     results: list[list[Tokens] | ValueError] = []
@@ -266,6 +282,8 @@ def _chats(
             results.append(attempt)
             continue
         ids, mask = next(encoded)
+        if attempt.rewritten:
+            rewritten.append(attempt.rewritten)
         if 1 in mask[:max_tokens]:
             cuts.add(mask, max_tokens)
             results.append([Tokens(ids[:max_tokens], mask[:max_tokens], chat.meta)])

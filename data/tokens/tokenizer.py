@@ -1,4 +1,4 @@
-"""Tokenizers: byte-level BPE trained on texts, and existing ones loaded with a safe pad token."""
+"""Tokenizers: byte-level BPE trained on texts, and existing ones."""
 
 import logging
 from collections.abc import Iterable
@@ -56,10 +56,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer in the folder `path`, with a safe pad token and, if it has none, a built-in chat template.
+    """Load the tokenizer in the folder `path`, with a built-in chat template if it has none.
 
-    Raises UserError when the folder holds no tokenizer, when it has no end token, or when no pad token can be found
-    that is not the end token.
+    Its pad token is one apart from the end token where there is a special token for it.
+    Raises UserError when the folder holds no tokenizer, or when it has no end token.
     """
     if not Path(path).is_dir():
         raise UserError(
@@ -82,9 +82,21 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the pad token that a config may name; None where it is missing or is the end token.
+
+    A program that finds the end of a sequence by its padding would overlook such an end token.
+    """
+    pad = tokenizer.pad_token_id
+    return None if pad in (None, tokenizer.eos_token_id) else int(pad)
+
+
 def _choose_pad(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Choose a pad token: one equal to the end token would hide the end from every program that masks padding."""
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+    """Choose a pad token apart from the end token, where there is one, for programs that read an export.
+
+    Nothing here needs one: batches are packed.
+    """
+    if pad_token_id(tokenizer) is not None:
         return
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     for word in ("pad", "reserved", "unused", "unk"):
@@ -96,11 +108,6 @@ def _choose_pad(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
                 log.info("tokenizer %s: pad token set to %s, apart from the end token", path, token)
                 tokenizer.pad_token = token
                 return
-    raise UserError(
-        f"The tokenizer in {path} has no pad token apart from its end token {tokenizer.eos_token!r}, and no unused "
-        "special token that could serve. Add one: in Python, `tokenizer.add_special_tokens({'pad_token': '<pad>'})`, "
-        "`model.resize_token_embeddings(len(tokenizer))`, and `save_pretrained` of both."
-    )
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:

@@ -27,14 +27,6 @@ CUTS_NOTED = 0.05
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes that vLLM's CPU attention supports."""
 
-CHAT = [
-    {"role": "user", "content": "Good morning."},
-    {"role": "assistant", "content": "Good morning! What can I do?"},
-    {"role": "user", "content": "Nothing, thanks."},
-    {"role": "assistant", "content": "Gladly."},
-]
-"""The chat with which a tokenizer and its chat template are tested."""
-
 
 def check_model(model: ModelSettings) -> str | None:
     """Check that the folder holds a whole model that can be trained, or that the shape describes one."""
@@ -123,36 +115,40 @@ def check_tensor_parallel(model: ModelSettings, tensor_parallel: int) -> None:
         )
 
 
-def check_tokenizer(folder: str, template: str | None, model: ModelSettings) -> str:
-    """Check tokenizer and chat template on a chat.
+def check_tokenizer(folder: str, template: str | None, form: str, model: ModelSettings) -> str:
+    """Check the tokenizer and, on a chat, its template. form: that of the rows, as in `StageData`.
 
-    It must have one BOS token and each answer's end token inside the loss mask, the tokens of a prompt must not depend
-    on the answer, its text must survive the round trip, and every token needs an embedding.
+    Answers must have their end token inside the loss mask, and the tokens of a prompt must not depend on the answer;
+    prompts need no mask. What is encoded must decode to the same text, and every token needs an embedding.
     """
     from quadriga.data.tokens.chat import ChatEncoder, set_chat_template
+    from quadriga.data.tokens.comparison import CHAT
     from quadriga.data.tokens.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     set_chat_template(tokenizer, template)
     encoder = ChatEncoder(tokenizer)
-    try:
-        rendered = encoder.render(CHAT)
-        prompt = encoder.encode_prompts([encoder.render_prompt(CHAT[:1])])[0]
-    except ValueError as error:
-        raise UserError(f"The chat template of {folder} cannot render a plain chat: {error}.") from None
-    ids, mask = encoder.encode([rendered])[0]
-    if tokenizer.bos_token_id not in (None, tokenizer.eos_token_id) and ids.count(tokenizer.bos_token_id) > 1:
-        raise UserError(f"The chat template of {folder} writes {tokenizer.bos_token!r} more than once in a chat.")
-    ends = [learnt for token, learnt in zip(ids, mask, strict=True) if token == tokenizer.eos_token_id]
-    if sum(ends) != 2:
-        raise UserError(
-            f"Of the 2 answers in a test chat, {sum(ends)} have {tokenizer.eos_token!r} inside the loss mask with the "
-            f"chat template of {folder}: the model would not learn to stop."
-        )
-    if ids[: len(prompt)] != prompt:
-        raise UserError(f"With the chat template of {folder} the tokens of a prompt change when an answer follows.")
+    facts = [f"tokenizer {folder}: {len(tokenizer)} tokens"]
+    if form == "text":
+        ids, texts = tokenizer(CHAT[0]["content"]).input_ids, [CHAT[0]["content"]]
+    else:
+        texts = [message["content"] for message in (CHAT[:3] if form == "prompts" else CHAT)]
+        try:
+            prompt = encoder.encode_prompts([encoder.render_prompt(CHAT[:3])])[0]
+            ids = prompt
+            if form == "answers":
+                rendered = encoder.render(CHAT)
+                ids, _ = encoder.encode([rendered])[0]
+                if rendered.rewritten:
+                    facts.append("earlier answers of a chat rewritten by the template, only the last one learned")
+        except ValueError as error:
+            raise UserError(f"The chat template of {folder} cannot render a plain chat: {error}.") from None
+        if ids[: len(prompt)] != prompt:
+            raise UserError(f"With the chat template of {folder} the tokens of a prompt change when an answer follows.")
+        facts.append(f"answers end with {' or '.join(map(repr, tokenizer.convert_ids_to_tokens(list(encoder.ends))))}")
+    facts.insert(1, "no BOS" if ids[0] != tokenizer.bos_token_id else "one BOS")
     text = tokenizer.decode(ids)
-    if not all(message["content"] in text for message in CHAT):
+    if not all(content in text for content in texts):
         raise UserError(f"The tokenizer in {folder} does not decode a chat to the text that was encoded: {text!r}.")
     embeddings = model_config(model).vocab_size
     if model.path is not None and len(tokenizer) > embeddings:  # fresh weights take the tokenizer's size
@@ -160,7 +156,7 @@ def check_tokenizer(folder: str, template: str | None, model: ModelSettings) -> 
             f"The tokenizer in {folder} has {len(tokenizer)} tokens, but the model has only {embeddings} "
             "embeddings. Resize the model's embeddings, or use its own tokenizer."
         )
-    return f"tokenizer {folder}: {len(tokenizer)} tokens, one BOS, end token learnt, pad apart from it"
+    return ", ".join(facts)
 
 
 def made_later(data: DataSettings) -> bool:
@@ -177,6 +173,7 @@ def check_data(data: StageData, seed: int, folder: str) -> str:
         longest = max(len(prompt.token_ids) for prompt in rows.train)
         return f"{data.key} read: {len(rows.train)} of a sample, up to {longest} tokens"
     text = f"{data.key} read: {len(rows.train)} rows of a sample, {len(rows.skipped)} left out"
+    text = ". ".join([text, *(note.removesuffix(".") for note in rows.notes)])
     cut = rows.cuts.sentence(data.source.max_tokens)
     if cut is None or rows.cuts.cut < CUTS_NOTED * rows.cuts.answers:
         return text

@@ -138,13 +138,14 @@ def _check_data(stage: StageBase, report: CheckReport) -> None:
         for data in rows:
             report.run(model_checks.check_rows, data.source)
         return
-    templates = dict.fromkeys(data.source.chat_template for data in rows)
-    if all([report.run(model_checks.check_tokenizer, folder, template, model) for template in templates]):
+    templates = dict.fromkeys((data.source.chat_template, data.form) for data in rows)
+    if all([report.run(model_checks.check_tokenizer, folder, *template, model) for template in templates]):
         for data in rows:
             report.run(model_checks.check_data, data, stage.seed, folder)
     for path in _scorers(stage):
         if not is_placeholder(path):
-            report.run(check_same_tokenizer, folder, path)
+            for template, _ in templates:
+                report.run(check_same_tokenizer, folder, path, template)
 
 
 def _scorers(stage: StageBase) -> list[str]:

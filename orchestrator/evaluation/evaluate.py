@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quadriga.actors.model.folder import check_context, check_reward_head, end_tokens, read_config
+from quadriga.actors.model.folder import check_context, check_reward_head, check_same_tokenizer, read_config
 from quadriga.actors.model.heads import ModelSpec, scalar_spec
 from quadriga.actors.runtime.remote_calls import gather
 from quadriga.actors.settings import ClusterSettings, DeadlineSettings, SamplingSettings
@@ -62,12 +62,12 @@ def evaluate_models(
 
     Raises UserError for models that cannot be compared, and Fault for a failure.
     """
+    from quadriga.data.tokens.chat import end_tokens
     from quadriga.data.tokens.tokenizer import decode_answer
 
     progress = progress or StageProgress("evaluation", "evaluation")
     tokenizer, split, longest = _prepared(models, settings, reward, reference, seed)
     prompts = split.train[: settings.rows]
-    invariants.one_bos([prompt.token_ids for prompt in prompts], tokenizer.bos_token_id)
     uses = []
     if reward is not None:
         uses.append(ModelUse("reward", scalar_spec(reward, seed, None)))
@@ -89,7 +89,7 @@ def evaluate_models(
             progress.note(f"  {len(split.skipped)} prompts were left out, the first for: {split.skipped[0]}")
         pool = RolloutPool(
             running.fleet,
-            end_tokens(first, tokenizer),
+            end_tokens(tokenizer),
             partial(decode_answer, tokenizer),
         )
         scorer = ModelReward(running.groups, reward) if reward is not None else None
@@ -187,6 +187,7 @@ def _prepared(
             check_same_tokens(first, scorer)
     if reward is not None:
         check_reward_head(reward)
+        check_same_tokenizer(first, reward, settings.prompts.chat_template)
     longest = settings.prompts.max_tokens + settings.sampling.max_tokens
     check_context(first, longest, "prompts.max_tokens + sampling.max_tokens")
     tokenizer = load_tokenizer(first)
@@ -208,9 +209,10 @@ def check_same_shape(one: str, other: str) -> None:
 
 def check_same_tokens(one: str, other: str) -> None:
     """Raise UserError unless both folders have the same vocabulary: answers are passed on as token ids."""
+    from quadriga.data.tokens.comparison import same_vocabulary
     from quadriga.data.tokens.tokenizer import load_tokenizer
 
-    if load_tokenizer(one).get_vocab() != load_tokenizer(other).get_vocab():
+    if not same_vocabulary(load_tokenizer(one), load_tokenizer(other)):
         raise UserError(
             f"{one} and {other} have different tokenizers, so neither can score the other. Evaluate each "
             "separately, with a reward model of the same family."

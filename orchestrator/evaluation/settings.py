@@ -21,7 +21,8 @@ class EvaluationPrompts(Settings):
     on_bad_row: Literal["error", "skip"] = "error"
     """Whether a bad row stops the evaluation with file, line and reason, or is left out and counted."""
     chat_template: str | None = None
-    """A Jinja file; null takes the tokenizer's own template, or ours when it has none."""
+    """Path of a Jinja chat template, or the name of one that comes with Quadriga (`qwen3`); null uses the tokenizer's
+    template, or a built-in one where it has none."""
 
     @property
     def data(self) -> DataSettings:

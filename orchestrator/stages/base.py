@@ -41,12 +41,14 @@ class StageData:
     """Rows that a stage reads.
 
     key: where the config names them. loader: `module:function` from (DataSettings, tokenizer, seed) to a
-    `data/loading/datasets.py: Split`, as the trainer calls it.
+    `data/loading/datasets.py: Split`, as the trainer calls it. form: what the chat template must be
+    able to do with them: nothing for `text`, render prompts for `prompts`, show where answers are for `answers`.
     """
 
     source: DataSettings
     key: str
     loader: str
+    form: Literal["text", "prompts", "answers"] = "answers"
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,8 @@ class SupervisedSpec(StageSpec[T]):
     """Role of the model."""
     head: Head = "logprobs"
     """Head of the model."""
+    form: Literal["text", "prompts", "answers"] = "answers"
+    """Form of the rows of `data`, as in `StageData`."""
     fresh: bool = False
     """Whether the model may start with fresh weights."""
 
@@ -169,7 +173,7 @@ class SupervisedSpec(StageSpec[T]):
 
     def datasets(self, settings: T) -> list[StageData]:
         """Return the rows of `data`."""
-        return [StageData(settings.data, "data", self.loader)]
+        return [StageData(settings.data, "data", self.loader, self.form)]
 
     def unused(self, settings: T) -> Iterator[UnusedKey]:
         """Yield `heldout_every` where nothing is held out."""

@@ -39,6 +39,8 @@ def save(
     groups: trained roles. exports: folder name -> model.
     Raises Fault when it cannot be written; what was there before is untouched. `prune` removes older ones.
     """
+    from quadriga.data.tokens.chat import add_end_tokens
+
     final = run.checkpoint_dir(state.step)
     # Workers of a driver that was killed may still write for a moment: never into the folder of the next attempt.
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
@@ -51,6 +53,7 @@ def save(
             export.result()
         for name in exports:
             tokenizer.save_pretrained(temporary / "export" / name)
+            add_end_tokens(temporary / "export" / name, tokenizer)
         state.write(temporary / "state.json")
         worlds = {role: group.world for role, group in groups.items()}
         write_json_atomic(temporary / MANIFEST, {"ranks": worlds, "files": _digests(temporary)})

@@ -78,18 +78,6 @@ def served_by(samples: Sequence[Sample], version: int) -> None:
                 raise Fault(f"Sample {sample.id} was drawn by policy version {other}, not {version}", phase="generate")
 
 
-def one_bos(prompts: Sequence[Sequence[int]], bos: int | None) -> None:
-    """Check that a prompt has one beginning-of-text token.
-
-    Raises Fault naming the first that has none or several (a template that adds one to a tokenizer that adds one).
-    """
-    for number, ids in enumerate(prompts):
-        if bos is not None and list(ids).count(bos) != 1:
-            raise Fault(
-                f"Prompt {number} has {list(ids).count(bos)} BOS tokens (id {bos}); there must be one", phase="generate"
-            )
-
-
 def eos_is_learned(rows: Sequence[Tokens], eos: Sequence[int]) -> None:
     """Check that some token that ends an answer is inside the loss mask of the demonstrations.
 
@@ -98,6 +86,6 @@ def eos_is_learned(rows: Sequence[Tokens], eos: Sequence[int]) -> None:
     if not any(mask and token in eos for row in rows for token, mask in zip(row.token_ids, row.loss_mask, strict=True)):
         raise Fault(
             "No demonstration has its end token inside the loss mask, so the model would never learn to stop. Check "
-            "that the chat template ends assistant messages with the tokenizer's eos token.",
+            "that the chat template ends assistant messages with an end token.",
             phase="data",
         )

@@ -38,8 +38,9 @@ class SupervisedStage(TrainingStage):
     """Account of the answers that `data.max_tokens` shortened; None for rows without answers."""
 
     def note_rows(self, split: "Split[Any]", max_tokens: int) -> None:
-        """Keep the account of the rows that were left out and of the answers that were cut."""
+        """Keep the account of the rows that were left out and of the answers that were cut, and notes on the others."""
         self.skipped, self.cuts, self.cut = split.skipped, split.cuts, split.cuts.sentence(max_tokens)
+        self.notes = split.notes
 
     def models(self) -> list[ModelUse]:
         """Return the model that is trained."""

@@ -60,6 +60,8 @@ class TrainingStage(ABC):
         """Rows that `load_inputs` left out."""
         self.cut: str | None = None
         """A sentence about answers that `load_inputs` found cut; None if there are none."""
+        self.notes: list[str] = []
+        """Sentences about the other rows."""
         self.worker_classes: dict[str, Any] = {}
         """Role -> another class to run in its processes (tests inject faults so)."""
         self._synced = False
@@ -139,6 +141,8 @@ class TrainingStage(ABC):
                 note_skipped(self.skipped, self.run, progress)
                 if self.cut is not None:
                     progress.note(f"  {self.cut}.")
+                for note in self.notes:
+                    progress.note(f"  {note}")
                 self.setup_workers()
                 try:
                     self._loop(tracker, stop)

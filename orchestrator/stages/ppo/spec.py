@@ -73,7 +73,7 @@ class PpoSpec(StageSpec[PpoStage]):
 
     def datasets(self, settings: PpoStage) -> list[StageData]:
         """Return the prompts."""
-        return [StageData(settings.prompts, "prompts", "quadriga.data.loading.datasets:load_prompts")]
+        return [StageData(settings.prompts, "prompts", "quadriga.data.loading.datasets:load_prompts", "prompts")]
 
     def sampling(self, settings: PpoStage) -> SamplingSettings:
         """Return how answers are drawn."""

@@ -8,7 +8,6 @@ from quadriga.actors.model.folder import (
     check_context,
     check_reward_head,
     check_same_tokenizer,
-    end_tokens,
     model_path,
     reward_shift,
 )
@@ -91,14 +90,13 @@ class Ppo(TrainingStage):
         split = load_prompts(settings.prompts, self.tokenizer, settings.seed)
         self.prompts = split.train
         self.skipped = split.skipped
-        invariants.one_bos([prompt.token_ids for prompt in self.prompts], self.tokenizer.bos_token_id)
         self.reference_path = model_path(settings.reference, "reference") if settings.reference else self.policy_path
         self.starts_as_reference = Path(self.reference_path).resolve() == Path(self.policy_path).resolve()
         self.reward_path = None
         if settings.reward_path is not None:
             self.reward_path = model_path(ModelSettings(path=settings.reward_path), "reward")
             check_reward_head(self.reward_path)
-            check_same_tokenizer(self.policy_path, self.reward_path)
+            check_same_tokenizer(self.policy_path, self.reward_path, settings.prompts.chat_template)
         if self.has_critic and settings.critic is None and settings.reward_path is None:
             raise UserError(
                 "The critic has nothing to start from: a reward function has no weights. Give `critic.path` (the "
@@ -127,11 +125,12 @@ class Ppo(TrainingStage):
 
     def setup_workers(self) -> None:
         """Create the source of samples, the rewards, and the losses of what is trained."""
+        from quadriga.data.tokens.chat import end_tokens
         from quadriga.data.tokens.tokenizer import decode_answer
 
         settings = self.settings
         self.dtype = settings.cluster.dtype
-        stops = end_tokens(self.policy_path, self.tokenizer)
+        stops = end_tokens(self.tokenizer)
         self.weights = GroupWeights(self.running)
         self.pool = RolloutPool(self.running.fleet, stops, partial(decode_answer, self.tokenizer), self.weights)
         self.source = OnPolicy(

@@ -58,5 +58,6 @@ PRETRAIN = PretrainSpec(
     settings=PretrainStage,
     trainer="quadriga.orchestrator.stages.pretrain.trainer:Pretrain",
     loader="quadriga.data.loading.datasets:load_documents",
+    form="text",
     fresh=True,
 )

@@ -52,7 +52,7 @@ class RankSpec(StageSpec[RankStage]):
 
     def datasets(self, settings: RankStage) -> list[StageData]:
         """Return the prompts."""
-        return [StageData(settings.prompts, "prompts", "quadriga.data.loading.datasets:load_prompts")]
+        return [StageData(settings.prompts, "prompts", "quadriga.data.loading.datasets:load_prompts", "prompts")]
 
     def sampling(self, settings: RankStage) -> SamplingSettings:
         """Return how answers are drawn."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quadriga.actors.model.folder import check_context, end_tokens, model_path
+from quadriga.actors.model.folder import check_context, model_path
 from quadriga.data.atomic_files import write_text_atomic
 from quadriga.data.loading.batch_order import hash_seed
 from quadriga.data.records import Prompt, Ranking, Response, Sample
@@ -32,6 +32,7 @@ class Rank:
     def execute(self, progress: StageProgress, replay: Replay = "exact") -> bool:
         """Sample, score, rank and write export/rankings.jsonl. Return False when stopped before the end."""
         from quadriga.data.loading.datasets import load_prompts
+        from quadriga.data.tokens.chat import end_tokens
         from quadriga.data.tokens.tokenizer import decode_answer, load_tokenizer
 
         settings = self.settings
@@ -58,7 +59,7 @@ class Rank:
             ):
                 progress.started(len(chunks) - len(due), len(chunks), dashboard, None, running.logs)
                 note_skipped(split.skipped, self.run, progress)
-                stops = end_tokens(path, tokenizer)
+                stops = end_tokens(tokenizer)
                 pool = RolloutPool(running.fleet, stops, partial(decode_answer, tokenizer))
                 for number in due:
                     rankings = self._rank(pool, annotator, chunks[number], number, path, progress)

@@ -61,8 +61,10 @@ class Reward(SupervisedStage):
 
     def exports(self) -> dict[str, Export]:
         """Return the reward model, shifted such that demonstrations score 0 on average."""
+        from quadriga.data.tokens.tokenizer import pad_token_id
+
         shift = float(np.mean(self.group("reward").forward_scores(self.zero, "reward_shift").result()))
-        extra = {"reward_shift": shift, "pad_token_id": self.tokenizer.pad_token_id}
+        extra = {"reward_shift": shift, "pad_token_id": pad_token_id(self.tokenizer)}
         return {"reward": Export(self.group("reward"), "reward", extra)}
 
     def measure(self) -> dict[str, float]:

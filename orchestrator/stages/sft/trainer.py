@@ -14,6 +14,7 @@ class Sft(SupervisedStage):
     def load_inputs(self) -> None:
         """Load the model's tokenizer, and demonstrations with their loss masks."""
         from quadriga.data.loading.datasets import load_demonstrations
+        from quadriga.data.tokens.chat import end_tokens
         from quadriga.data.tokens.tokenizer import load_tokenizer
 
         settings = self.settings
@@ -22,7 +23,7 @@ class Sft(SupervisedStage):
         check_context(self.path, settings.data.max_tokens, "data.max_tokens")
         split = load_demonstrations(settings.data, self.tokenizer, settings.seed)
         self.note_rows(split, settings.data.max_tokens)
-        invariants.eos_is_learned(split.train, [self.tokenizer.eos_token_id])
+        invariants.eos_is_learned(split.train, end_tokens(self.tokenizer))
         self.elements = [masked_element([row]) for row in split.train]
         self.heldout = [masked_element([row]) for row in split.heldout]
 

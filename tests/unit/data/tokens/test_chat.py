@@ -108,7 +108,7 @@ def test_a_tokenizer_without_template_gets_plain_text():
     assert tokenizer.decode(encode_prompt(tokenizer, CHAT[:2])) == "<s>Be kind.\nUser: Hello there\nAssistant:"
 
 
-def test_exactly_one_bos():
+def test_bos_is_written_once_by_template_or_tokenizer():
     with_bos = "{{ bos_token }}" + CHATML
     for tokenizer in (
         foreign(with_bos, bos="<s>"),
@@ -127,15 +127,55 @@ def test_exactly_one_bos():
         encode_chat(foreign("{{ bos_token }}" + with_bos, bos="<s>"), CHAT)
 
 
+def test_no_bos_is_added_that_neither_template_nor_tokenizer_writes():
+    """Phi-3, Yi and Granite name one; their prompts have none."""
+    tokenizer = foreign(CHATML, bos="<s>")
+    assert encode_chat(tokenizer, CHAT) == encode_chat(foreign(CHATML), CHAT)
+    assert encode_prompt(tokenizer, CHAT[:2]) == encode_prompt(foreign(CHATML), CHAT[:2])
+
+
+def test_a_bos_that_is_the_end_token_may_occur_in_every_turn():
+    ending = "{{ bos_token }}" + CHATML
+    tokenizer = foreign(ending, bos="<|im_end|>")
+    ids, mask = encode_chat(tokenizer, CHAT)
+    assert ids.count(tokenizer.bos_token_id) == 1 + len(CHAT)
+    assert mask[0] == 0
+    assert mask[1:] == encode_chat(foreign(CHATML), CHAT)[1]
+    assert encode_prompt(tokenizer, CHAT[:-1])[1:] == encode_prompt(foreign(CHATML), CHAT[:-1])
+
+
+def test_a_bos_that_marks_turns_may_occur_in_every_turn():
+    """So does SmolLM2's, and that of every model made with TRL's helper for ChatML."""
+    tokenizer = foreign(CHATML, bos="<|im_start|>", adds_bos=True)
+    assert encode_chat(tokenizer, CHAT) == encode_chat(foreign(CHATML), CHAT)
+    bare = "{% for m in messages %}{{ bos_token + m['content'] }}{% endfor %}"
+    empty = [{"role": "user", "content": ""}, {"role": "user", "content": "Who?"}]
+    assert encode_prompt(foreign(bare, bos="<s>"), empty)[:2] == [foreign(bos="<s>").bos_token_id] * 2
+    with pytest.raises(UserError, match="twice at the start"):
+        encode_prompt(foreign("{{ bos_token }}" + bare, bos="<s>"), empty)
+
+
+def test_a_message_that_the_template_leaves_out_is_refused():
+    silent = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] in ('user', 'assistant') %}")
+    with pytest.raises(ValueError, match="leaves out message 0, the system's"):
+        encode_chat(foreign(silent), CHAT)
+    with pytest.raises(ValueError, match="leaves out message 1, the tool's"):
+        encode_prompt(foreign(silent), [CHAT[1], {"role": "tool", "content": "42"}])
+    assert encode_chat(foreign(silent), CHAT[1:]) == encode_chat(foreign(CHATML), CHAT[1:])
+
+
+@pytest.mark.parametrize("role", ["tool", "developer"])
+def test_messages_of_tools_and_developers_are_read(role):
+    tokenizer = foreign(CHATML)
+    text = tokenizer.decode(encode_prompt(tokenizer, [CHAT[1], {"role": role, "content": "42"}]))
+    assert f"<|im_start|>{role}\n42<|im_end|>" in text
+
+
 def test_templates_that_cannot_be_trained_with_are_refused():
-    with pytest.raises(UserError, match="does not end an assistant message with '<\\|eot\\|>'"):
-        encode_chat(foreign(CHATML, eos="<|eot|>"), CHAT)
-    last_only = (
-        "{% for m in messages %}{% if loop.last or m['role'] != 'assistant' %}"
-        "{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
-    )
-    with pytest.raises(UserError, match="rewrites earlier messages"):
-        encode_chat(foreign(last_only), CHAT)
+    with pytest.raises(UserError, match=r"does not end an assistant message with an end token \(here '<\|im_end\|>'\)"):
+        encode_chat(foreign(CHATML.replace("<|im_end|>", "")), CHAT)
+    with pytest.raises(UserError, match="does not write the assistant's messages"):
+        encode_chat(foreign("{% for m in messages[:-1] %}{{ m['content'] }}{% endfor %}<|im_start|>"), CHAT)
     with pytest.raises(UserError, match="generation prompt differs"):
         encode_chat(foreign(MARKED.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>bot\n{% endif %}")), CHAT)
 
@@ -159,7 +199,7 @@ def test_generation_prompt_inside_a_token_is_refused():
         ([], "at least one"),
         ("hi", "not a list"),
         ([{"role": "user"}], "no `role` and `content`"),
-        ([{"role": "tool", "content": "x"}], "role 'tool'"),
+        ([{"role": "narrator", "content": "x"}], "role 'narrator'"),
         ([{"role": "user", "content": None}], "not text"),
         ([{"role": "assistant", "content": "x"}], "begins with an assistant"),
         ([CHAT[1]], "not the assistant's"),
@@ -189,6 +229,14 @@ def test_a_template_file_is_used_and_a_missing_one_reported(tmp_path):
     assert not ChatEncoder(tokenizer).marked
     with pytest.raises(UserError, match="cannot be read"):
         set_chat_template(tokenizer, str(tmp_path / "none.jinja"))
+
+
+def test_a_template_is_known_by_its_name():
+    tokenizer = foreign(MARKED)
+    set_chat_template(tokenizer, "qwen3")
+    assert "Training variant of Qwen3" in tokenizer.chat_template
+    with pytest.raises(UserError, match="did you mean `qwen3`"):
+        set_chat_template(tokenizer, "qwen-3")
 
 
 def test_a_padding_id_inside_an_answer_stays_in_the_mask():

@@ -1,13 +1,15 @@
-"""Trained tokenizers have the agreed ids and files; loaded ones get a safe pad token or are refused."""
+"""Trained tokenizers have the agreed ids and files; loaded ones get a safe pad token where there is one."""
 
 import pytest
+from helpers.chat_tokens import encode_chat
 from helpers.corpora import CORPORA, needs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from quadriga.data.errors import UserError
-from quadriga.data.tokens.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
+from quadriga.data.tokens.tokenizer import SPECIAL_TOKENS, load_tokenizer, pad_token_id, train_tokenizer
 
+CHAT = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
 TEXTS = ["the cat sat on the mat", "the dog sat on the cat", "a mat for the dog"] * 5
 
 
@@ -74,11 +76,21 @@ def test_the_pad_token_is_never_the_end_token(tmp_path):
         tmp_path / "b"
     )
     assert load_tokenizer(tmp_path / "b").pad_token == "<unk>"
+    assert pad_token_id(load_tokenizer(tmp_path / "a")) is not None
+
+
+def test_no_pad_token_is_needed(tmp_path):
+    """GPT-2 and its relatives have none apart from their end token, and packed batches never pad."""
     plain_tokenizer(["<|endoftext|>"], bos_token="<|endoftext|>", eos_token="<|endoftext|>").save_pretrained(
-        tmp_path / "c"
+        tmp_path / "none"
     )
-    with pytest.raises(UserError, match="no pad token apart from its end token"):
-        load_tokenizer(tmp_path / "c")
+    plain_tokenizer(["<|endoftext|>"], eos_token="<|endoftext|>", pad_token="<|endoftext|>").save_pretrained(
+        tmp_path / "end"
+    )
+    for name in ("none", "end"):
+        tokenizer = load_tokenizer(tmp_path / name)
+        assert pad_token_id(tokenizer) is None
+        assert encode_chat(tokenizer, CHAT)[1][-1] == 1
 
 
 @needs("stories260K")

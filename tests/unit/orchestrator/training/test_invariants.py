@@ -70,14 +70,6 @@ def test_every_token_has_the_current_version() -> None:
         invariants.served_by([drawn([3, 3]), drawn([3, 2])], 3)
 
 
-def test_one_bos() -> None:
-    invariants.one_bos([[1, 5], [1, 6]], 1)
-    invariants.one_bos([[5, 5]], None)
-    for prompt, count in ([1, 1, 5], 2), ([5], 0):
-        with pytest.raises(Fault, match=rf"Prompt 1 has {count} BOS tokens \(id 1\)"):
-            invariants.one_bos([[1, 5], prompt], 1)
-
-
 def test_a_template_that_adds_a_second_bos_is_refused(tmp_path: Path) -> None:
     template = tmp_path / "twice.jinja"
     template.write_text("{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}")
