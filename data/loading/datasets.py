@@ -13,7 +13,8 @@ from quadriga.data.loading import ranking_formats, rows
 from quadriga.data.loading.readers import BadRow, Row, read_source
 from quadriga.data.records import Prompt, RankedTokens, Ranking, Tokens, with_unique_ids
 from quadriga.data.settings import DataSettings, Source
-from quadriga.data.tokens.chat import SHIPPED, ChatEncoder, set_chat_template
+from quadriga.data.tokens.chat import ChatEncoder, set_chat_template
+from quadriga.data.tokens.named_templates import NAMED_TEMPLATES
 
 MAX_ANSWERS = 16
 """Largest number of answers per prompt. They are one batch element: a single row could exhaust a rank's memory."""
@@ -125,7 +126,7 @@ def load_demonstrations(settings: DataSettings, tokenizer: PreTrainedTokenizerBa
         split.notes.append(
             "The chat template writes earlier answers in another form than they are generated in, so only the last "
             f"answer is learned in {len(rewritten)} chats; {sum(rewritten)} earlier answers are not. A template that "
-            f"keeps them can be set as `chat_template`{nearest('', SHIPPED)}"
+            f"keeps them can be set as `chat_template`{nearest('', NAMED_TEMPLATES)}"
         )
     return split
 

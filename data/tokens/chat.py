@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from quadriga.data.errors import UserError, nearest
 from quadriga.data.records import Message, check_messages
 from quadriga.data.tokens import clock
+from quadriga.data.tokens.named_templates import NAMED_TEMPLATES
 
 ROLE_TOKENS = ("<user>", "<assistant>", "<system>")
 
@@ -47,10 +48,6 @@ TEXT_TEMPLATE = """\
 """Template for tokenizers without role tokens. The space before an answer belongs to the answer, because most
 tokenizers join it with the first word: the tokens of the prompt must not depend on the answer."""
 
-SHIPPED = {file.stem: file for file in sorted((Path(__file__).parent / "templates").glob("*.jinja"))}
-"""Templates that come with Quadriga, by name: training variants of families whose own template cannot mark every
-answer of a chat."""
-
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 OPENED_THOUGHT = re.compile(r"<think>\s*\Z")
 """The end of a generation prompt that opens the model's thoughts, as those of R1 distills do."""
@@ -72,18 +69,18 @@ class Rendered:
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
-    """Set the tokenizer's template: a name of `SHIPPED` or a Jinja file, or a built-in one where it has none.
+    """Set the tokenizer's template: a name in `NAMED_TEMPLATES` or a Jinja file, or a built-in one where it has none.
 
     Raises UserError when the file cannot be read.
     """
     if template is not None:
         try:
-            path = SHIPPED.get(template) or Path(template).expanduser()
+            path = NAMED_TEMPLATES.get(template) or Path(template).expanduser()
             tokenizer.chat_template = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"The chat template {template} cannot be read ({error}). Give a Jinja file as `chat_template`, or the "
-                f"name of one that comes with Quadriga{nearest(template, SHIPPED)}"
+                f"name of one that comes with Quadriga{nearest(template, NAMED_TEMPLATES)}"
             ) from None
     elif not tokenizer.chat_template:
         known = tokenizer.get_vocab()
@@ -111,9 +108,9 @@ class ChatEncoder:
         self.tokenizer = tokenizer
         self.template: str = tokenizer.get_chat_template()
         self.marked = GENERATION.search(self.template) is not None
+        self.added = {token.content for token in tokenizer.added_tokens_decoder.values()}
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        special |= set(tokenizer.all_special_tokens)
-        self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        self.special = _any_of(special | set(tokenizer.all_special_tokens))
         self.bos: int | None = tokenizer.bos_token_id
         self.eos: int = tokenizer.eos_token_id
         # A model whose tokenizer starts plain text with BOS was trained with it, whatever the template says.
@@ -179,7 +176,7 @@ class ChatEncoder:
             allowed = may_be_empty and n == len(messages) - 1
             if message["role"] == "assistant" and not message["content"].strip() and not allowed:
                 raise ValueError(f"message {n}, an answer, is empty")
-            if found := self.special.search(message["content"]):
+            if found := self.special.search(message["content"]) or self._end_in_text.search(message["content"]):
                 raise ValueError(f"message {n} holds the special token {found.group()!r} as text")
         for n, message in enumerate(messages):
             if message["role"] not in ("user", "assistant") and not self._shows(messages, n):
@@ -218,14 +215,13 @@ class ChatEncoder:
         """
         if not text.startswith(prompt) or OPENED_THOUGHT.search(prompt):
             text = prompt + self._after_prompt(messages, prompt)
-        ends = re.compile("|".join(map(re.escape, self._end_texts)))
         spans, rewritten = [], 0
         for n, message in enumerate(messages[:-1]):
             if message["role"] == "assistant":
                 before, _ = self._render(messages[:n], prompt=True)
                 answered, _ = self._render(messages[: n + 1])
                 same = _shared(answered, text)
-                if answered.startswith(before) and ends.search(text[len(before) : same]):
+                if answered.startswith(before) and self._end_in_text.search(text[len(before) : same]):
                     spans.append((len(before), same))
                 else:
                     rewritten += 1
@@ -282,6 +278,10 @@ class ChatEncoder:
         return mask[:position]
 
     @cached_property
+    def _end_in_text(self) -> re.Pattern[str]:
+        return _any_of(self._end_texts)
+
+    @cached_property
     def _end_texts(self) -> dict[str, int]:
         """Text -> id of the end tokens that no other text produces: only those mark the end of an answer in a text."""
         added = {id_: token.content for id_, token in self.tokenizer.added_tokens_decoder.items()}
@@ -289,13 +289,13 @@ class ChatEncoder:
         return {added[id_]: id_ for id_ in self.ends if id_ in added}
 
     def _written_end(self) -> list[int]:
-        """Return the special token that follows an answer in the template's text; empty when there is none."""
+        """Return the added token that follows an answer in the template's text; empty when there is none."""
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}]
         try:
             after = self._render(chat)[0].rpartition(PROBE)[2]
         except ValueError:
             return []
-        found = self.special.match(after.lstrip())
+        found = _any_of({*self.added, self.tokenizer.eos_token}).match(after.lstrip())
         return [self.tokenizer.convert_tokens_to_ids(found.group())] if found else []
 
     @cached_property
@@ -350,6 +350,11 @@ def _configured_ends(folder: Path) -> list[int]:
     except (ValueError, AttributeError) as error:
         raise UserError(f"{file} is not a generation config ({error}). Is the folder complete?") from None
     return [id_ for id_ in (found if isinstance(found, list) else [found]) if isinstance(id_, int)]
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern for any of these texts, the longest that fits."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
 
 
 def _shared(one: str, other: str) -> int:

@@ -87,6 +87,8 @@ class Preview:
         if masks:
             text += f"; loss on {sum(map(sum, masks)) / sum(map(len, masks)):.0%} of them"
         self.console.print(text + ".", highlight=False)
+        for note in split.notes:
+            self.console.print(note, style="yellow", markup=False)
         for bad in split.skipped[:3]:
             self.console.print(f"left out: {bad}", style="yellow", markup=False)
 

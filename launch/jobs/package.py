@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quadriga.data.errors import UserError
+from quadriga.data.tokens.named_templates import NAMED_TEMPLATES
 from quadriga.launch.config.document import write_yaml
 from quadriga.launch.config.load import resolved
 from quadriga.orchestrator.stages.registry import AnyStage
@@ -135,6 +136,8 @@ def _rewrite(value: Any, inputs: Inputs) -> None:
     if not isinstance(value, dict):
         return
     for key, item in value.items():
+        if key == "chat_template" and item in NAMED_TEMPLATES:
+            continue
         if key in PATHS and isinstance(item, str):
             value[key] = inputs.place(item)
         elif key in PATHS and isinstance(item, list) and all(isinstance(each, str) for each in item):

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from quadriga.data.errors import UserError
-from quadriga.data.tokens.chat import TEXT_TEMPLATE, ChatEncoder, set_chat_template
+from quadriga.data.tokens.chat import TEXT_TEMPLATE, ChatEncoder, end_tokens, set_chat_template
 from quadriga.data.tokens.tokenizer import load_tokenizer, train_tokenizer
 
 CHAT = [
@@ -153,6 +153,16 @@ def test_a_bos_that_marks_turns_may_occur_in_every_turn():
     assert encode_prompt(foreign(bare, bos="<s>"), empty)[:2] == [foreign(bos="<s>").bos_token_id] * 2
     with pytest.raises(UserError, match="twice at the start"):
         encode_prompt(foreign("{{ bos_token }}" + bare, bos="<s>"), empty)
+
+
+def test_an_end_of_turn_need_not_be_a_special_token():
+    """Some tokenizers add it as an ordinary token; text that reads the same would end an answer early."""
+    tokenizer = foreign(CHATML.replace("<|im_end|>", "<|over|>"), eos="<|eot|>")
+    tokenizer.add_tokens(["<|over|>"])
+    assert masked_text(tokenizer, CHAT) == "Hi.<|over|>Me, ünï\n<|over|>"
+    assert end_tokens(tokenizer) == tuple(sorted(tokenizer.convert_tokens_to_ids(["<|eot|>", "<|over|>"])))
+    with pytest.raises(ValueError, match=r"holds the special token '<\|over\|>'"):
+        encode_chat(tokenizer, [CHAT[1], {"role": "assistant", "content": "Hi.<|over|>"}])
 
 
 def test_a_message_that_the_template_leaves_out_is_refused():

@@ -49,6 +49,15 @@ def test_inputs_are_installed_in_the_run_directory(staged: Callable[..., Any], m
     assert {file.name: file.read_bytes() for file in own.iterdir()} == {f.name: f.read_bytes() for f in model.iterdir()}
 
 
+def test_a_named_template_is_no_file(staged: Callable[..., Any], sft: dict[str, Any], tmp_path: Path) -> None:
+    """A folder of the same name, such as a model's, is not sent."""
+    (tmp_path / "qwen3").mkdir()
+    (tmp_path / "qwen3" / "model.safetensors").write_text("weights")
+    folder, config = staged({"data": sft["data"] | {"chat_template": "qwen3"}})
+    assert config.data.chat_template == "qwen3"
+    assert not list(folder.rglob("qwen3"))
+
+
 def test_the_config_of_the_job_has_the_same_settings(
     staged: Callable[..., Any], sft: dict[str, Any], write: Write
 ) -> None:
