@@ -28,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Tests are many small processes: more than one thread each only gets in the way of the others.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: setup demo test unit slow chaos cluster-test learn lint clean
+.PHONY: setup demo test unit test-isa slow chaos cluster-test learn lint clean
 
 setup: $(STAMP)
 
@@ -51,11 +51,20 @@ $(STAMP): setup.py cpu-overrides.txt | $(BIN)/uv
 demo: setup
 	$(BIN)/quadriga run configs/assistant/pipeline.yaml
 
+NUMERIC_TESTS := tests/unit/kernels tests/unit/actors tests/unit/orchestrator/algorithms tests/integration/test_families.py \
+  tests/integration/test_zero_equivalence.py tests/integration/test_loss_parts.py tests/integration/test_ppo.py \
+  tests/integration/test_precision.py tests/integration/test_resharding.py tests/integration/test_resume.py
+
 test: unit
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/integration tests/examples tests/e2e
 
 unit: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal tests/unit
+
+# A number must not depend on the instruction set: the numeric tests with what older and other CPUs have.
+test-isa: setup
+	for isa in ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2; do echo "$$isa" && \
+	  env $(TEST_ENV) $$isa $(BIN)/python -m pytest -n 2 --dist loadgroup $(NUMERIC_TESTS) || exit 1; done
 
 slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests

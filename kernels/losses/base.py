@@ -40,6 +40,10 @@ class Loss(ABC):
         name ends in `_max` or `_min` (-inf or inf if there is no unit); `kernels.statistics` reduces them.
         """
 
+    def of_unmoved_weights(self) -> "Loss":
+        """Return this loss for the weights that sampled: where it compares with old log-probs, these are the new."""
+        return self
+
 
 def selected(values: Tensor, weights: Tensor) -> Tensor:
     """Return the tokens whose weight is not 0, in float32. Multiplying by 0 instead would let nan through."""

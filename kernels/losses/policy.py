@@ -1,6 +1,6 @@
 """Surrogates of the policy gradient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -29,21 +29,28 @@ class PolicyClip(Loss):
     ratio: `sequence` takes the geometric mean of a sequence's ratios for each of its tokens (Zheng et al. 2025, arXiv
     2507.18071, equation 7).
     Output logprobs [T] (and entropy [T], for the statistics); fields old_logprobs, advantages and weights, [T] each.
+    unmoved: the weights are still those that sampled, so old log-probs are the new ones, to the bit, and r is 1.
     Statistics: `clip_fraction` counts tokens whose gradient a clip removed; `approx_kl` is r - 1 - log r of the tokens'
-    own ratios, the estimate k3 of KL(old || new) (Schulman 2020).
+    own ratios, the estimate k3 of KL(old || new) (Schulman 2020). It and `log_ratio`, |log r|, are of the old log-probs
+    given, also with `unmoved`.
     """
 
     clip: float = 0.2
     clip_high: float | None = None
     dual_clip: float | None = None
     ratio: Literal["token", "sequence"] = "token"
+    unmoved: bool = False
     head: ClassVar[Head] = "logprobs"
     fields: ClassVar[tuple[str, ...]] = ("old_logprobs", "advantages", "weights")
 
+    def of_unmoved_weights(self) -> Loss:
+        """Return this loss with a ratio that is 1."""
+        return replace(self, unmoved=True)
+
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
         new, old, advantages, weights = _columns(output, fields)
-        log_ratio = new - old
-        of_tokens = log_ratio
+        of_tokens = new - old
+        log_ratio = new - new.detach() if self.unmoved else of_tokens
         if self.ratio == "sequence":
             log_ratio = sequence_means(log_ratio, fields)
         ratio = log_ratio.exp()
@@ -72,13 +79,18 @@ class Cispo(Loss):
 
     clip_low: float | None = None
     clip_high: float = 0.2
+    unmoved: bool = False
     head: ClassVar[Head] = "logprobs"
     fields: ClassVar[tuple[str, ...]] = ("old_logprobs", "advantages", "weights")
+
+    def of_unmoved_weights(self) -> Loss:
+        """Return this loss with a ratio that is 1."""
+        return replace(self, unmoved=True)
 
     def __call__(self, output: Fields, fields: Fields) -> tuple[Tensor, Stats]:
         new, old, advantages, weights = _columns(output, fields)
         log_ratio = (new - old).detach()
-        ratio = log_ratio.exp()
+        ratio = torch.ones_like(log_ratio) if self.unmoved else log_ratio.exp()
         clipped = ratio.clamp(0.0 if self.clip_low is None else 1 - self.clip_low, 1 + self.clip_high)
         loss = (-clipped * advantages * new * weights).sum()
         stats = {"loss": loss.detach(), "clip_fraction": (clipped != ratio).float().sum()}
@@ -99,5 +111,6 @@ def _ratio_stats(ratio: Tensor, log_ratio: Tensor) -> Stats:
             "ratio": ratio.sum(),
             "ratio_min": -largest(-ratio),
             "ratio_max": largest(ratio),
+            "log_ratio": log_ratio.abs().sum(),
             "log_ratio_max": largest(log_ratio.abs()),
         }

@@ -30,11 +30,21 @@ class Trainee:
     role: str
     terms: Sequence[Term]
 
-    def parts(self, experience: Experience, minibatch: Sequence[int], units: float) -> list[LossPart]:
-        """Return the parts of one optimizer step; units: their normaliser, the sum of the samples' units."""
+    def parts(
+        self, experience: Experience, minibatch: Sequence[int], units: float, unmoved: bool = False
+    ) -> list[LossPart]:
+        """Return the parts of one optimizer step.
+
+        units: their normaliser, the sum of the samples' units. unmoved: whether the weights are still those that
+        sampled, and the losses may know it.
+        """
         fields = dict.fromkeys(name for term in self.terms for name in term.loss.fields)
         elements = experience.elements(minibatch, list(fields))
-        return [LossPart(term.loss, elements, units, term.coefficient, term.name) for term in self.terms]
+        losses = [term.loss.of_unmoved_weights() if unmoved else term.loss for term in self.terms]
+        return [
+            LossPart(loss, elements, units, term.coefficient, term.name)
+            for loss, term in zip(losses, self.terms, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -67,11 +77,14 @@ def train(
     order: Iterator[list[int]],
     rates: Mapping[str, float],
     temperature: float,
-    check_first: Callable[[dict[str, Update]], None],
+    check_first: Callable[[dict[str, Update], float], None],
+    first_is_unmoved: bool = False,
 ) -> dict[str, float]:
     """Do one optimizer step per minibatch of `order` on every trainee; return their metrics as `role/name`.
 
-    rates: learning rate per role. check_first: called with the updates of the first minibatch, by role.
+    rates: learning rate per role. check_first: called with the updates of the first minibatch, by role, and its tokens.
+    first_is_unmoved: whether the losses of the first minibatch take the new log-probs for the old ones: in bfloat16,
+    micro-batches of another shape round otherwise.
     """
     done: dict[str, list[Minibatch]] = {trainee.role: [] for trainee in trainees}
     first = True
@@ -80,7 +93,9 @@ def train(
         units = float(sum(experience.numbers["units"][i] for i in minibatch))
         pending = {
             trainee.role: groups[trainee.role].update(
-                trainee.parts(experience, minibatch, units), rates[trainee.role], temperature
+                trainee.parts(experience, minibatch, units, first and first_is_unmoved),
+                rates[trainee.role],
+                temperature,
             )
             for trainee in trainees
         }
@@ -88,7 +103,7 @@ def train(
         for role, update in updates.items():
             done[role].append(Minibatch(update, tokens, units))
         if first:
-            check_first(updates)
+            check_first(updates, tokens)
             first = False
     metrics = {f"{role}/lr": rates[role] for role in done}
     for role, steps in done.items():

@@ -10,18 +10,23 @@ from quadriga.data.records import Sample, Tokens
 
 LOGPROB_TOLERANCE = 1e-4
 """Largest |log p(engine) - log p(trainer)| of a token in float32."""
-LOGPROB_MEAN_TOLERANCE = 0.02
-"""Largest mean of the same in bfloat16; single tokens may differ more."""
-RATIO_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.25}
-"""Largest |log ratio| of a token on the first on-policy minibatch: only rounding may differ."""
+LOGPROB_MEAN_TOLERANCE = 0.05
+"""Largest mean of the same in bfloat16, where logits are up to 1/8 apart: single tokens may differ more."""
+LOGPROB_OUTLIER = 0.1
+"""Difference from which a token is counted as an outlier."""
+RATIO_TOLERANCE = 1e-4
+"""Largest |log ratio| of a token on the first on-policy minibatch in float32: only rounding may differ."""
+RATIO_MEAN_TOLERANCE = 0.05
+"""Largest mean of the same in bfloat16, where micro-batches of another shape round otherwise."""
 KL_TOLERANCE = {"float32": 1e-5, "bfloat16": 0.02}
 """Largest mean |KL| per token while policy and reference are the same weights."""
 
 
 def engine_agrees(rollout: Sequence[ArrayLike], trainer: Sequence[ArrayLike], dtype: str) -> dict[str, float]:
-    """Compare the rollout engine's log-probs with the trainer's, token by token; returns mean and max |difference|.
+    """Compare the rollout engine's log-probs with the trainer's, token by token.
 
-    Raises Fault when they are of different weights.
+    Returns mean and max |difference|, and the share of tokens above LOGPROB_OUTLIER. Raises Fault when they are of
+    different weights.
     """
     difference = np.abs(
         np.concatenate(
@@ -38,18 +43,24 @@ def engine_agrees(rollout: Sequence[ArrayLike], trainer: Sequence[ArrayLike], dt
             "settings differ from those the trainer computes with.",
             phase="old_logprobs",
         )
-    return {"rollout/logprob_diff_max": largest, "rollout/logprob_diff_mean": mean}
+    outliers = float((difference > LOGPROB_OUTLIER).mean())
+    return {
+        "rollout/logprob_diff_max": largest,
+        "rollout/logprob_diff_mean": mean,
+        "rollout/logprob_outliers": outliers,
+    }
 
 
-def first_ratio_is_one(log_ratio_max: float, dtype: str) -> None:
+def first_ratio_is_one(log_ratio_max: float, log_ratio_mean: float, dtype: str) -> None:
     """Check that new and old log-probs agree on the first minibatch after sampling: they come from the same weights.
 
-    Raises Fault when a ratio is not 1.
+    Raises Fault when a ratio is not 1; in bfloat16, when they are not 1 on average.
     """
-    if not log_ratio_max <= RATIO_TOLERANCE[dtype]:
+    sound = log_ratio_max <= RATIO_TOLERANCE if dtype == "float32" else log_ratio_mean <= RATIO_MEAN_TOLERANCE
+    if not sound:  # also for nan
         raise Fault(
-            f"On the first on-policy minibatch a probability ratio is off 1 by {log_ratio_max:.2g} in log: the old "
-            "log-probs were not computed as the update computes them.",
+            f"On the first on-policy minibatch a probability ratio is off 1 by {log_ratio_max:.2g} in log (mean "
+            f"{log_ratio_mean:.2g}): the old log-probs were not computed as the update computes them.",
             phase="update",
         )
 

@@ -225,11 +225,12 @@ class Ppo(TrainingStage):
         }
         order = minibatches(len(experience), algorithm.minibatch_size, algorithm.epochs, settings.seed, step)
 
-        def check_first(updates: dict[str, Update]) -> None:
-            invariants.first_ratio_is_one(updates["actor"].stats["log_ratio_max"], self.dtype)
+        def check_first(updates: dict[str, Update], tokens: float) -> None:
+            stats = updates["actor"].stats
+            invariants.first_ratio_is_one(stats["log_ratio_max"], stats["log_ratio"] / tokens, self.dtype)
 
         groups, temperature = self.running.groups, settings.sampling.temperature
-        return train(self.trainees, groups, experience, order, rates, temperature, check_first)
+        return train(self.trainees, groups, experience, order, rates, temperature, check_first, self.dtype != "float32")
 
     def score_by_gold(self, experience: Experience) -> Scores | None:
         """Score the answers by the gold reward, which training never sees; None without one."""

@@ -150,3 +150,20 @@ def test_a_filler_is_zero_with_a_gradient(loss: Loss) -> None:
     assert total.item() == 0
     assert x.grad is not None
     assert x.grad.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("loss", [PolicyClip(0.2), PolicyClip(0.2, ratio="sequence"), Cispo()])
+def test_unmoved_weights_have_a_ratio_of_one(loss: PolicyClip | Cispo) -> None:
+    """Whatever rounding the old log-probs have: the loss is the policy gradient, the statistics show the rounding."""
+    batch = [{"logprobs": [-1.0, -2.0], "old_logprobs": [-1.4, -1.9], "advantages": [2.0, -3.0], "weights": [1.0, 1.0]}]
+    fields, logprobs = packed(batch)
+    logprobs.requires_grad_()
+    total, stats = loss.of_unmoved_weights()({"logprobs": logprobs}, fields)
+    total.backward()
+    mean = [0.5, 0.5]  # of -A, as each token of a sequence has a half of its ratio
+    expected = mean if loss == PolicyClip(0.2, ratio="sequence") else [-2.0, 3.0]
+    torch.testing.assert_close(logprobs.grad, torch.tensor(expected))
+    assert stats["ratio"] == 2
+    assert stats["clip_fraction"] == 0
+    assert stats["log_ratio"].item() == pytest.approx(0.5)
+    assert stats["log_ratio_max"].item() == pytest.approx(0.4)
