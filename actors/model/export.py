@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from quadriga.actors.model.generation_config import take_generation_fields, writable
 from quadriga.actors.weights.source import full_shape, gathered_buckets, persistent_buffers, saved_form
 
 AUTO_CLASSES = {
@@ -72,9 +73,10 @@ def _save(model: Any, folder: Path, kind: str, extra: dict[str, Any], state: dic
     if kind == "critic":  # its bias has the shift of the reward model that it started from
         config.__dict__.pop("reward_shift", None)
     folder.mkdir(parents=True, exist_ok=True)
+    moved = take_generation_fields(config)
     config.save_pretrained(folder)
     if kind == "policy":
-        model.generation_config.save_pretrained(folder)
+        writable(model.generation_config, moved).save_pretrained(folder)
     save_torch_state_dict(state, folder)
 
 
