@@ -5,6 +5,7 @@
 * Fault             something broke while running: an invariant, a deadline, a full disk; exit code 1
   x Lost            a process died, hung or failed for an external reason; a replacement may succeed
     + ProcessDied   the process is gone for certain, so it explains the failure of others
+    + Repeating     an error of the code in a save, an export or a load: told at once, never answered by a replacement
 
 Exceptions that never leave the file that raises them are declared there.
 """
@@ -41,6 +42,14 @@ class Fault(Exception):
 
 class Lost(Fault):
     """A process died, hung or failed for an external reason; a replacement may succeed."""
+
+
+class Repeating(Lost):
+    """A call raised an error that a replacement would raise again, unless a death that comes to light explains it."""
+
+    def as_fault(self) -> Fault:
+        """Return the Fault to stop with."""
+        return Fault(self.message, phase=self.phase, process=self.process)
 
 
 class ProcessDied(Lost):

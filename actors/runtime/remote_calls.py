@@ -1,15 +1,33 @@
 """Waiting for remote calls: every wait has a phase, a deadline and heartbeats, and names lost processes."""
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from quadriga.data.errors import Fault, Lost, ProcessDied, UserError
+from quadriga.data.errors import Fault, Lost, ProcessDied, Repeating, UserError
 
 HEARTBEAT_INTERVAL = 5.0
 """Seconds without a result after which the processes waited for are asked for a heartbeat."""
 GRACE_SECONDS = 5.0
 """Seconds to wait for a death that explains a failed call: peers of a dead rank fail before Ray reports its death."""
+
+SAVES_AND_LOADS = ("start", "checkpoint", "export", "resume")
+"""Phases that do the same each time: an error of the code in them comes again."""
+DETERMINISTIC = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NameError,
+    ImportError,
+    AssertionError,
+    ArithmeticError,
+    NotImplementedError,
+)
+_EXTERNAL = re.compile(r"gloo|nccl|c10d|mpi|socket|connect|peer|pipe|time|rank|cuda|device|memory|thread|fork", re.I)
+_TAKEN = re.compile(r"\b(free memory|out of memory|address|port)\b", re.I)
+_PLACE = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 
 
 def wait_all(
@@ -24,11 +42,12 @@ def wait_all(
     limit: seconds for all of them together. actors: handles by name; one that does not answer heartbeats for
     `heartbeat` seconds is lost, however much of the limit is left.
     Raises Lost, of several losses the one that explains the others, if a process died, failed or was late; a Fault or
-    UserError raised remotely is raised unchanged.
+    UserError raised remotely is raised unchanged. Raises Fault in place of a `Repeating` loss.
     """
     results, lost = gather(refs, phase, limit, actors, heartbeat, first=True)
     if lost:
-        raise _cause(lost, {name: ref for name, ref in refs.items() if name not in results | lost}, phase)
+        cause = _cause(lost, {name: ref for name, ref in refs.items() if name not in results | lost}, phase)
+        raise cause.as_fault() if isinstance(cause, Repeating) else cause
     return {name: results[name] for name in refs}
 
 
@@ -81,7 +100,7 @@ def poll(refs: Mapping[str, Any], phase: str, timeout: float) -> tuple[dict[str,
             cause = error.cause
             if isinstance(cause, UserError | Fault):
                 raise cause from error
-            losses[name] = Lost(f"{name} failed: {type(cause).__name__}: {cause}", phase=phase, process=name)
+            losses[name] = _failure(name, phase, cause, error.traceback_str)
         except ray.exceptions.RayActorError as error:
             losses[name] = ProcessDied(f"{name} died: {_first_line(error)}", phase=phase, process=name)
     return results, losses
@@ -115,6 +134,29 @@ class Heartbeats:
                 message = f"{name} shows no sign of life for {self._limit:.0f} s (stopped, or cut off)"
                 lost[name] = Lost(message, phase=self._phase, process=name)
         return lost
+
+
+def _failure(name: str, phase: str, cause: BaseException, traceback: str) -> Lost:
+    """Return the loss that an exception in a process stands for. traceback: the remote one, as text."""
+    message = f"{name} failed: {type(cause).__name__}: {cause}"
+    if phase not in SAVES_AND_LOADS or not repeats(cause):
+        return Lost(message, phase=phase, process=name)
+    places = _PLACE.findall(traceback)
+    if places:
+        file, line, function = places[-1]
+        message += f" (in {function}, {'/'.join(file.split('/')[-3:])}, line {line})"
+    return Repeating(message, phase=phase, process=name)
+
+
+def repeats(error: BaseException) -> bool:
+    """Return whether the same call would raise the same error again: a mistake in code or input, nothing external.
+
+    A RuntimeError may be one, unless it speaks of a connection or a device: torch raises it for those too. What speaks
+    of memory or an address may pass when a dead process has left them.
+    """
+    if isinstance(error, DETERMINISTIC):
+        return not _TAKEN.search(str(error))
+    return type(error) is RuntimeError and not _EXTERNAL.search(str(error))
 
 
 def request_heartbeat(actor: Any) -> Any:

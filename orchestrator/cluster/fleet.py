@@ -6,7 +6,7 @@ from typing import Any
 
 from quadriga.actors.runtime.remote_calls import gather, poll
 from quadriga.actors.settings import DeadlineSettings
-from quadriga.data.errors import Lost
+from quadriga.data.errors import Lost, Repeating
 from quadriga.orchestrator.cluster.health import Health, State
 
 
@@ -105,7 +105,9 @@ class Fleet:
             if worker.name in done:
                 worker.health.on_started()
             elif worker.name in lost:
-                self.lose(worker, lost[worker.name])
+                if isinstance(loss := lost[worker.name], Repeating):
+                    raise loss.as_fault()
+                self.lose(worker, loss)
 
 
 def _refuse(loss: Lost) -> None:

@@ -99,10 +99,17 @@ def latest_valid(run: RunDir, damaged: Callable[[Path, str], None] = lambda fold
 def restore(folder: Path, groups: Mapping[str, ActorGroup]) -> RunState:
     """Load every group from a verified checkpoint; return its run state.
 
-    A group whose number of ranks has changed is loaded through DeepSpeed's universal format.
+    A group whose number of ranks has changed is loaded through DeepSpeed's universal format. Raises Fault for a
+    checkpoint that another version, or a run with other trained models, has written.
     """
-    state = RunState.read(folder / "state.json")
+    try:
+        state = RunState.read(folder / "state.json")
+    except (ValueError, TypeError, KeyError) as error:
+        raise Fault(f"The state of {folder} cannot be read: {error}", phase="resume") from error
     ranks = json.loads((folder / MANIFEST).read_text())["ranks"]
+    if missing := sorted(groups.keys() - ranks.keys()):
+        known = ", ".join(sorted(ranks))
+        raise Fault(f"The checkpoint {folder} holds {known}, and no {missing[0]}", phase="resume", process=missing[0])
     with tempfile.TemporaryDirectory(prefix=".universal-", dir=folder.parent) as scratch:
         other = [role for role, group in groups.items() if ranks[role] != group.world]
         converted = {role: _universal(folder, role, Path(scratch)) for role in other}
