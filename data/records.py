@@ -31,7 +31,7 @@ class Sample:
     response_ids, rollout_logprobs, action_mask, versions: one entry per response token. `action_mask` is 0 on tokens
     that the policy did not choose (tool output, observations); `versions` is the policy version that chose the token.
     `rollout_logprobs` are natural logarithms under the sampling temperature. The end token is part of `response_ids`
-    when `finish_reason` is "stop". `text` is the answer without special tokens.
+    when `finish_reason` is "stop". `text` is the answer without its end token.
 
     Raises ValueError, naming the sample, when lengths or values do not fit.
     """

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from quadriga.data.errors import UserError, nearest
 from quadriga.data.loading import ranking_formats, rows
 from quadriga.data.loading.readers import BadRow, Row, read_source
-from quadriga.data.records import Prompt, RankedTokens, Ranking, Tokens, with_unique_ids
+from quadriga.data.records import Message, Prompt, RankedTokens, Ranking, Tokens, with_unique_ids
 from quadriga.data.settings import DataSettings, Source
 from quadriga.data.tokens.chat import ChatEncoder, set_chat_template
 from quadriga.data.tokens.named_templates import NAMED_TEMPLATES
@@ -310,6 +310,14 @@ def _prompts(encoder: ChatEncoder, chats: list[rows.Chat], max_tokens: int) -> "
     return results
 
 
+class _PolicyAnswers(ChatEncoder):
+    """Renders answers that a policy gave: a special token in one is a token that it chose, and PPO scores it so."""
+
+    def _check(self, messages: list[Message], last: str | None = None, may_be_empty: bool = False) -> None:
+        answer = messages[-1] | {"content": self.special.sub("", messages[-1]["content"])}
+        super()._check([*messages[:-1], answer], last=last, may_be_empty=may_be_empty)
+
+
 @dataclass(slots=True)
 class _ParsedRanking:
     ranking: Ranking
@@ -340,10 +348,13 @@ def _usable(ranking: Ranking) -> _ParsedRanking:
 def _rankings(
     encoder: ChatEncoder, items: list[_ParsedRanking], max_tokens: int, cuts: Cuts
 ) -> "list[list[RankedTokens] | ValueError]":
+    answers = _PolicyAnswers(encoder.tokenizer)
+
     def render(ranking: Ranking) -> Any:
         # A policy may give an empty answer: the reward model must learn its value.
         chats = [[*ranking.messages, {"role": "assistant", "content": r.text}] for r in ranking.responses]
-        return encoder.render_prompt(ranking.messages), [encoder.render(chat, may_be_empty=True) for chat in chats]
+        own = answers if ranking.source == "ai" else encoder
+        return encoder.render_prompt(ranking.messages), [own.render(chat, may_be_empty=True) for chat in chats]
 
     rendered = [_attempt(render, item.ranking) for item in items]
     good = [attempt for attempt in rendered if not isinstance(attempt, ValueError)]

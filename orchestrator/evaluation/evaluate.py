@@ -20,6 +20,7 @@ from quadriga.orchestrator.evaluation.settings import EvaluationSettings
 from quadriga.orchestrator.faults.recovery import Recovery
 from quadriga.orchestrator.rewards.base import Reward, RewardContext
 from quadriga.orchestrator.rewards.model import ModelReward
+from quadriga.orchestrator.rollout.answer_text import answer_text
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.tracking.console import StageProgress
 from quadriga.orchestrator.training import invariants
@@ -63,7 +64,6 @@ def evaluate_models(
     Raises UserError for models that cannot be compared, and Fault for a failure.
     """
     from quadriga.data.tokens.chat import end_tokens
-    from quadriga.data.tokens.tokenizer import decode_answer
 
     progress = progress or StageProgress("evaluation", "evaluation")
     tokenizer, split, longest = _prepared(models, settings, reward, reference, seed)
@@ -87,11 +87,8 @@ def evaluate_models(
         progress.started(0, len(models), dashboard, None, running.logs)
         if split.skipped:
             progress.note(f"  {len(split.skipped)} prompts were left out, the first for: {split.skipped[0]}")
-        pool = RolloutPool(
-            running.fleet,
-            end_tokens(tokenizer),
-            partial(decode_answer, tokenizer),
-        )
+        stops = end_tokens(tokenizer)
+        pool = RolloutPool(running.fleet, stops, partial(answer_text, tokenizer, stops))
         scorer = ModelReward(running.groups, reward) if reward is not None else None
         evaluator = _Evaluator(
             running, pool, gold, scorer, prompts, settings.sampling, seed, samples_per_prompt, progress

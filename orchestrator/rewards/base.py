@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,11 +13,16 @@ from quadriga.data.settings import Settings
 
 @dataclass(frozen=True)
 class Scores:
-    """One score per sample, None where it could not be had; named parts; the number of failures."""
+    """One score per sample, None where it could not be had, and the number of failures.
+
+    parts: named numbers of each sample, for the metrics; `score` may be among them. texts: what else a reward gave, by
+    name, for the table of samples; empty when it gave nothing else.
+    """
 
     values: list[float | None]
     parts: list[dict[str, float]]
     errors: int
+    texts: list[dict[str, str]] = field(default_factory=list)
 
 
 class PendingScores(Protocol):

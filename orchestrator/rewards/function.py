@@ -47,7 +47,7 @@ class FunctionReward(Reward):
 
 def score_samples(pool: RewardFunctionPool, samples: list[Sample], phase: str) -> Scores:
     """Have a function score samples. Raises Fault when more fail than its settings allow."""
-    rows = [function_row(sample.prompt.messages, sample.text, sample.prompt.meta) for sample in samples]
+    rows = [function_row(sample) for sample in samples]
     results = pool.score(rows)
     pool.check_rate(results, phase)
     good = [None if isinstance(result, RowError) else result for result in results]
@@ -55,13 +55,22 @@ def score_samples(pool: RewardFunctionPool, samples: list[Sample], phase: str) -
     if pool.settings.drop == "group":
         spoilt = {sample.prompt.id for sample, result in zip(samples, good, strict=True) if result is None}
         good = [None if sample.prompt.id in spoilt else result for sample, result in zip(samples, good, strict=True)]
+    named = [list(result.items()) if isinstance(result, dict) else [] for result in good]
     return Scores(
         [None if result is None else score_of(result) for result in good],
-        [result if isinstance(result, dict) else {} for result in good],
+        [{name: value for name, value in items if not isinstance(value, str)} for items in named],
         errors,
+        [{name: value for name, value in items if isinstance(value, str)} for items in named],
     )
 
 
-def function_row(messages: list[dict[str, str]], response: str, meta: dict[str, Any]) -> dict[str, Any]:
+def function_row(sample: Sample) -> dict[str, Any]:
     """Return the row that a reward function is called with."""
-    return {"prompt": messages, "messages": messages, "response": response, "meta": meta}
+    messages = sample.prompt.messages
+    return {
+        "prompt": messages,
+        "messages": messages,
+        "response": sample.text,
+        "response_ids": sample.response_ids,
+        "meta": sample.prompt.meta,
+    }

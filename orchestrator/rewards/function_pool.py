@@ -21,8 +21,9 @@ class FunctionSettings(Settings):
     """How a Python function is called, in subprocesses that can be killed."""
 
     function: str = Field(pattern=r"^[\w.]+:\w+$")
-    """The function as `module:function`. It gets a list of rows {"prompt", "messages", "response", "meta"} and returns
-    as many results: numbers, or dicts of numbers with at least "score"."""
+    """The function as `module:function`. It gets a list of rows {"prompt", "messages", "response", "response_ids",
+    "meta"} and returns as many results: numbers, or dicts with at least the number "score". Other numbers of a dict are
+    logged, the rest goes to the table of samples as text."""
     timeout: float = Field(10.0, gt=0)
     """Longest time for one call (a chunk of answers), in seconds."""
     processes: int = Field(1, ge=1)
@@ -46,19 +47,20 @@ class RowError:
     again: bool = field(default=True, compare=False)
 
 
-Result = float | dict[str, float] | RowError
+Result = float | dict[str, float | str] | RowError
 
 
-def score_of(result: float | dict[str, float]) -> float:
+def score_of(result: float | dict[str, float | str]) -> float:
     """The score of a good result: the number itself, or the dict's `score`."""
-    return result["score"] if isinstance(result, dict) else result
+    return float(result["score"]) if isinstance(result, dict) else result
 
 
 class RewardFunctionPool:
     """A pool of `settings.processes` subprocesses that call `settings.function`.
 
-    The function gets a list of rows {"prompt": [messages], "messages": [messages], "response": str, "meta": {}} and
-    returns a list as long, of finite numbers or of dicts of them with at least "score".
+    The function gets a list of rows {"prompt": [messages], "messages": [messages], "response": str, "response_ids":
+    [int], "meta": {}} and returns a list as long, of finite numbers or of dicts with at least the number "score". What
+    is not a number in a dict comes back as text; None is left out.
 
     log_path: a file that gets what the function prints; None sends it to standard error.
     Raises UserError, naming the function and the reason, when it cannot be imported.

@@ -17,6 +17,8 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from decimal import Decimal
+from numbers import Real
 from typing import Any, BinaryIO
 
 START_TIMEOUT = 120.0  # seconds to import the user's module
@@ -183,15 +185,25 @@ def _run(function: Any, rows: list[Any]) -> dict[str, Any]:
 
 
 def _plain(result: Any) -> dict[str, Any]:
-    """{"ok": number or dict of numbers}, or {"error": why it is neither}."""
+    """Return {"ok": number, or dict of numbers and texts}, or {"error": why it is neither}."""
     if isinstance(result, Mapping) and "score" not in result:
         return {"error": f"returned a dict without 'score' (it has {', '.join(map(str, result)) or 'nothing'})"}
     try:
         if isinstance(result, Mapping):
-            return {"ok": {str(key): _finite(value) for key, value in result.items()}}
+            named = {str(key): _named(value) for key, value in result.items() if value is not None or key == "score"}
+            return {"ok": named | {"score": _finite(result["score"])}}
         return {"ok": _finite(result)}
     except (TypeError, ValueError):
         return {"error": f"returned {repr(result)[:MESSAGE_LENGTH]}, which is not finite numbers"}
+
+
+def _named(value: Any) -> float | str:
+    """Return a value beside the score: a number if it is one, of whatever library, else its text."""
+    with contextlib.suppress(Exception):  # what has no item, or several
+        value = value.item()  # a scalar of numpy or torch
+    if isinstance(value, Real | Decimal):
+        return _finite(value)
+    return str(value).encode("utf-8", "replace").decode()  # half of a character cannot be written to a file
 
 
 def _finite(value: Any) -> float:

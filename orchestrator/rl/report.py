@@ -12,12 +12,19 @@ from quadriga.orchestrator.rl.experience import Experience
 
 def reward_metrics(scores: Scores, stats: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics of the reward, given the statistics of the advantages."""
-    metrics = {f"reward/{key}": stats[key] for key in ("score", "score_std", "score_min", "score_max")}
+    metrics = {f"reward/part/{name}": value for name, value in part_means(scores).items()}
+    metrics |= {f"reward/{key}": stats[key] for key in ("score", "score_std", "score_min", "score_max")}
     return metrics | {
         "reward/total": stats["reward"],
         "reward/errors": float(scores.errors),
         "reward/dropped": float(sum(value is None for value in scores.values)),
     }
+
+
+def part_means(scores: Scores) -> dict[str, float]:
+    """Return the mean of each number beside the score, over the answers that have it."""
+    names = sorted({name for parts in scores.parts for name in parts} - {"score"})
+    return {name: float(np.mean([parts[name] for parts in scores.parts if name in parts])) for name in names}
 
 
 def policy_metrics(stats: Mapping[str, float], kl_coefficient: float) -> dict[str, float]:
@@ -75,7 +82,7 @@ def mean_entropy(experience: Experience) -> float:
 
 
 def sample_rows(experience: Experience, reward_version: str) -> list[dict[str, Any]]:
-    """Return the answers of a step as rows for people to read."""
+    """Return the answers of a step as rows for people to read, with what the reward gave beside their scores."""
     rows = []
     logprobs, ref_logprobs = experience.columns["old_logprobs"], experience.columns["ref_logprobs"]
     for index, sample in enumerate(experience.samples):
@@ -90,6 +97,9 @@ def sample_rows(experience: Experience, reward_version: str) -> list[dict[str, A
             "policy_version": sample.versions[0],
             "reward_version": reward_version,
         }
+        for numbers in ("reward_parts", "reward_texts"):
+            given = experience.numbers[numbers][index] if numbers in experience.numbers else {}
+            row |= {f"reward/{name}": value for name, value in given.items() if name != "score"}
         if "gold" in experience.numbers:
             row["gold"] = experience.numbers["gold"][index]
         rows.append(row)

@@ -284,7 +284,10 @@ def _sample_table(step: int, samples: Sequence[Mapping[str, Any]]) -> pa.Table:
             values = [value if value is None else str(value) for value in values]
         columns[key] = pa.array(values, kind)
     for key in others:
-        columns[key] = pa.array([sample.get(key) for sample in samples])
+        values = [sample.get(key) for sample in samples]
+        if any(isinstance(value, str) for value in values):  # a number in one row, a text in another
+            values = [value if value is None else str(value) for value in values]
+        columns[key] = pa.array(values)
     return pa.table(columns)
 
 

@@ -76,8 +76,8 @@ class SupervisedStage(TrainingStage):
         metrics |= {"train/epoch": self.state.samples / len(self.elements)}
         metrics |= {"perf/tokens_per_second": tokens / self.timings["update"]}
         if number == 0 and self.cuts is not None and self.cuts.cut:  # of the whole data set, so once
-            metrics |= {"data/answers_cut": float(self.cuts.cut)}
-            metrics |= {"data/answers_without_end": float(self.cuts.without_end)}
+            metrics |= {"train/answers_cut": float(self.cuts.cut)}
+            metrics |= {"train/answers_without_end": float(self.cuts.without_end)}
         every = settings.heldout_every
         last = number + 1 == settings.total_steps
         if self.heldout and (last or (every is not None and (number + 1) % every == 0)):

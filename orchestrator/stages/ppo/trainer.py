@@ -36,6 +36,7 @@ from quadriga.orchestrator.rl.report import (
 )
 from quadriga.orchestrator.rl.sources import OnPolicy, SampleSource
 from quadriga.orchestrator.rl.updates import Term, Trainee, minibatches, train
+from quadriga.orchestrator.rollout.answer_text import answer_text
 from quadriga.orchestrator.rollout.pool import GroupWeights, RolloutPool
 from quadriga.orchestrator.stages.ppo.spec import PpoStage
 from quadriga.orchestrator.training import invariants
@@ -126,13 +127,12 @@ class Ppo(TrainingStage):
     def setup_workers(self) -> None:
         """Create the source of samples, the rewards, and the losses of what is trained."""
         from quadriga.data.tokens.chat import end_tokens
-        from quadriga.data.tokens.tokenizer import decode_answer
 
         settings = self.settings
         self.dtype = settings.cluster.dtype
         stops = end_tokens(self.tokenizer)
         self.weights = GroupWeights(self.running)
-        self.pool = RolloutPool(self.running.fleet, stops, partial(decode_answer, self.tokenizer), self.weights)
+        self.pool = RolloutPool(self.running.fleet, stops, partial(answer_text, self.tokenizer, stops), self.weights)
         self.source = OnPolicy(
             self.pool,
             self.prompts,
@@ -169,6 +169,8 @@ class Ppo(TrainingStage):
         with self.timed("score"):
             scores = self.reward.start(experience.samples).result()
             experience.add_numbers("score", scores.values)
+            experience.add_numbers("reward_parts", scores.parts)
+            experience.add_numbers("reward_texts", scores.texts or [{}] * len(experience))
         with self.timed("reference"):
             experience.add(reference.result())
         with self.timed("old_logprobs"):

@@ -15,6 +15,7 @@ from quadriga.data.rundir import RunDir
 from quadriga.orchestrator.cluster.processes import RolloutPlan, connected, processes
 from quadriga.orchestrator.faults.recovery import Recovery
 from quadriga.orchestrator.rewards.base import Reward, RewardContext
+from quadriga.orchestrator.rollout.answer_text import answer_text
 from quadriga.orchestrator.rollout.pool import RolloutPool
 from quadriga.orchestrator.stages.rank.spec import CHUNK_PROMPTS, RankStage
 from quadriga.orchestrator.tracking.console import StageProgress
@@ -33,7 +34,7 @@ class Rank:
         """Sample, score, rank and write export/rankings.jsonl. Return False when stopped before the end."""
         from quadriga.data.loading.datasets import load_prompts
         from quadriga.data.tokens.chat import end_tokens
-        from quadriga.data.tokens.tokenizer import decode_answer, load_tokenizer
+        from quadriga.data.tokens.tokenizer import load_tokenizer
 
         settings = self.settings
         path = model_path(settings.policy, "policy")
@@ -60,7 +61,7 @@ class Rank:
                 progress.started(len(chunks) - len(due), len(chunks), dashboard, None, running.logs)
                 note_skipped(split.skipped, self.run, progress)
                 stops = end_tokens(tokenizer)
-                pool = RolloutPool(running.fleet, stops, partial(decode_answer, tokenizer))
+                pool = RolloutPool(running.fleet, stops, partial(answer_text, tokenizer, stops))
                 for number in due:
                     rankings = self._rank(pool, annotator, chunks[number], number, path, progress)
                     lines = [json.dumps(ranking.to_row(), ensure_ascii=False) for ranking in rankings]

@@ -479,3 +479,14 @@ def test_prompts_whose_ids_look_numbered_stay_apart(data):
     rows = [{"prompt": text, "id": id_} for text, id_ in (("a", "x"), ("b", "x"), ("c", "x#2"), ("d", "x"))]
     prompts = load_prompts(data(rows), TOKENIZER, 0).train
     assert [prompt.id for prompt in prompts] == ["x", "x#3", "x#2", "x#4"]
+
+
+def test_special_tokens_in_answers_of_a_policy_are_its_tokens(data):
+    """PPO scores the ids of such an answer, so the reward model learns them too; in what people write they are text."""
+    row = ranked(["<system> a", "b<user>"], [["0"], ["1"]])
+    (ranking,) = load_rankings(data([row | {"source": "ai"}]), TOKENIZER, 0).train
+    assert [sequence.count(token) for sequence in ranking.sequences for token in (5, USER)] == [1, 1, 0, 2]
+    with pytest.raises(UserError, match="special token '<system>' as text"):
+        load_rankings(data([row]), TOKENIZER, 0)
+    with pytest.raises(UserError, match="special token '<user>' as text"):
+        load_rankings(data([ranked(["a", "b"], [["0"], ["1"]], prompt="<user>", source="ai")]), TOKENIZER, 0)

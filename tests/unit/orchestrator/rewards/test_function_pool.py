@@ -20,11 +20,17 @@ MODULE = """
 import ctypes, os, subprocess, sys, time
 
 def length(rows):
-    assert all(set(row) == {"prompt", "messages", "response", "meta"} for row in rows)
+    assert all(set(row) - {"response_ids"} == {"prompt", "messages", "response", "meta"} for row in rows)
     return [len(row["response"]) for row in rows]
 
 def parts(rows):
     return [{"score": len(row["response"]), "calls": len(rows)} for row in rows]
+
+def verlish(rows):
+    import decimal, numpy, torch
+    return [{"score": numpy.float32(0.5), "acc": True, "count": numpy.int64(3), "exact": decimal.Decimal("0.25"),
+             "loss": torch.tensor(2.0), "pred": row["response"], "note": None, "spans": [1, 2], "cut": "x\\ud83d",
+             "ids": row.get("response_ids")} for row in rows]
 
 def picky(rows):
     if any(row["response"] == "bad" for row in rows):
@@ -102,6 +108,11 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+def sample(text: str) -> Sample:
+    prompt = Prompt("p", [{"role": "user", "content": "a"}], [1], {})
+    return Sample(prompt, 0, [7], [0.0], [1], [0], "stop", text)
+
+
 def rows(*responses: str, **meta: Any) -> list[dict[str, Any]]:
     message = {"role": "user", "content": "Say ü \ud800"}
     return [{"prompt": [message], "messages": [message], "response": text, "meta": meta} for text in responses]
@@ -142,6 +153,15 @@ def test_dicts_come_back_whole_and_a_call_has_few_rows() -> None:
         assert not isinstance(results[2], RowError) and score_of(results[2]) == 3.0 and score_of(1.5) == 1.5
         many = pool.score(rows(*["a"] * 20))
         assert max(result["calls"] for result in many if isinstance(result, dict)) <= 8
+
+
+def test_numbers_of_a_dict_are_parts_and_the_rest_is_text() -> None:
+    """Reported: one text or None beside the score made an error of every answer (the contract of verl)."""
+    with pool_of("verlish") as pool:
+        scores = score_samples(pool, [sample("a"), sample("b")], "score")
+    assert (scores.values, scores.errors) == ([0.5, 0.5], 0)
+    assert scores.parts[0] == {"score": 0.5, "acc": 1.0, "count": 3.0, "exact": 0.25, "loss": 2.0}
+    assert scores.texts[1] == {"pred": "b", "spans": "[1, 2]", "cut": "x?", "ids": "[7]"}
 
 
 def test_one_bad_row_does_not_spoil_its_neighbours() -> None:
