@@ -43,3 +43,10 @@ class BrokenWorker(ModelWorker):
         if self.fault == "other temperature":
             temperature *= 1.1
         return super().update(passes, lr, temperature)
+
+
+class UnwillingWorker(ModelWorker):
+    """Raises an error in each export, as transformers does for settings that it does not write."""
+
+    def export(self, folder: str, kind: str, extra: dict[str, Any]) -> WorkerResult[None]:
+        raise ValueError("this cannot be written")

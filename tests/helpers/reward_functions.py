@@ -15,3 +15,11 @@ def picky(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
     return [
         {"score": score, "length": float(len(row["response"]))} for row, score in zip(rows, vowels(rows), strict=True)
     ]
+
+
+def verlish(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As `vowels`, in the form of verl's functions: numbers, text and None beside the score."""
+    return [
+        {"score": score, "acc": score > 2, "pred": row["response"], "note": None, "ids": row["response_ids"]}
+        for row, score in zip(rows, vowels(rows), strict=True)
+    ]
