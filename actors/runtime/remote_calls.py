@@ -100,7 +100,7 @@ def poll(refs: Mapping[str, Any], phase: str, timeout: float) -> tuple[dict[str,
             cause = error.cause
             if isinstance(cause, UserError | Fault):
                 raise cause from error
-            losses[name] = _failure(name, phase, cause, error.traceback_str)
+            losses[name] = _failure(name, phase, cause, str(error))
         except ray.exceptions.RayActorError as error:
             losses[name] = ProcessDied(f"{name} died: {_first_line(error)}", phase=phase, process=name)
     return results, losses
