@@ -12,7 +12,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(slots=True)
 class Prompt:
-    """A prompt for the policy. `token_ids` begins with BOS, if the model has one; the generation prompt ends it."""
+    """A prompt for the policy. `token_ids` begins with BOS if template or tokenizer write it, and ends with the generation
+    prompt."""
 
     id: str
     messages: list[Message]

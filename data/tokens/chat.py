@@ -336,6 +336,7 @@ def add_end_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     more = set(end_tokens(tokenizer)) - {*known, tokenizer.eos_token_id}
     if more:
         values = json.loads(file.read_text(encoding="utf-8"))
+        values.pop("_from_model_config", None)  # else transformers may replace the list by what config.json names
         ids = sorted({*known, tokenizer.eos_token_id, *more})
         file.write_text(json.dumps(values | {"eos_token_id": ids}, indent=2) + "\n", encoding="utf-8")
 
@@ -359,8 +360,14 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 def _shared(one: str, other: str) -> int:
     """Return the number of characters with which both texts begin."""
-    differing = (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differing, min(len(one), len(other)))
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _index(ids: list[int], id_: int, start: int) -> int:

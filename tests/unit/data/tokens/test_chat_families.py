@@ -148,11 +148,13 @@ def test_exports_name_the_end_of_a_turn(loaded, tmp_path: Path) -> None:
     """A base model's generation_config.json knows the end of a text only."""
     for name, expected in (("qwen2.5-base", {"<|endoftext|>", "<|im_end|>"}), ("chatml", {"<|im_end|>"})):
         tokenizer, file = loaded[name], tmp_path / "generation_config.json"
-        file.write_text(json.dumps({"eos_token_id": tokenizer.eos_token_id, "top_k": 5}))
+        config = {"eos_token_id": tokenizer.eos_token_id, "top_k": 5, "_from_model_config": True}
+        file.write_text(json.dumps(config))
         before = file.read_bytes()
         add_end_tokens(tmp_path, tokenizer)
         written = json.loads(file.read_text())
         ends = written["eos_token_id"] if isinstance(written["eos_token_id"], list) else [written["eos_token_id"]]
         assert set(tokenizer.convert_ids_to_tokens(ends)) == expected
         assert written["top_k"] == 5
+        assert ("_from_model_config" in written) is (len(ends) == 1)
     assert file.read_bytes() == before, "a config that is right is not touched"
