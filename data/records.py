@@ -12,8 +12,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 @dataclass(slots=True)
 class Prompt:
-    """A prompt for the policy. `token_ids` begins with BOS if template or tokenizer write it, and ends with the generation
-    prompt."""
+    """A prompt for the policy. `token_ids` begins with BOS where template or tokenizer write it, and ends with the
+    generation prompt.
+    """
 
     id: str
     messages: list[Message]
