@@ -39,8 +39,9 @@ class SupervisedStage(TrainingStage):
 
     def note_rows(self, split: "Split[Any]", max_tokens: int) -> None:
         """Keep the account of the rows that were left out and of the answers that were cut, and notes on the others."""
-        self.skipped, self.cuts, self.cut = split.skipped, split.cuts, split.cuts.sentence(max_tokens)
-        self.notes = split.notes
+        self.skipped, self.cuts = split.skipped, split.cuts
+        cut = split.cuts.sentence(max_tokens)
+        self.notes = [*split.notes, *([f"{cut}."] if cut else [])]
 
     def models(self) -> list[ModelUse]:
         """Return the model that is trained."""

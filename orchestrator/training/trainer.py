@@ -58,8 +58,6 @@ class TrainingStage(ABC):
         """Seconds per part of the step under way."""
         self.skipped: list[BadRow] = []
         """Rows that `load_inputs` left out."""
-        self.cut: str | None = None
-        """A sentence about answers that `load_inputs` found cut; None if there are none."""
         self.notes: list[str] = []
         """Sentences about the other rows."""
         self.worker_classes: dict[str, Any] = {}
@@ -139,8 +137,6 @@ class TrainingStage(ABC):
                 address, logs = tracker.address, self.running.logs
                 progress.started(self.state.step, settings.total_steps, dashboard, address, logs)
                 note_skipped(self.skipped, self.run, progress)
-                if self.cut is not None:
-                    progress.note(f"  {self.cut}.")
                 for note in self.notes:
                     progress.note(f"  {note}")
                 self.setup_workers()
