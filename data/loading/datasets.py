@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from quadriga.data.errors import UserError, nearest
+from quadriga.data.errors import UserError
 from quadriga.data.loading import ranking_formats, rows
 from quadriga.data.loading.readers import BadRow, Row, read_source
 from quadriga.data.records import Message, Prompt, RankedTokens, Ranking, Tokens, with_unique_ids
@@ -123,10 +123,11 @@ def load_demonstrations(settings: DataSettings, tokenizer: PreTrainedTokenizerBa
 
     split = _Loader(settings, seed, _one(rows.demonstration), encode, cuts).load()
     if rewritten:
+        names = ", ".join(f"`{name}`" for name in NAMED_TEMPLATES)
         split.notes.append(
             "The chat template writes earlier answers in another form than they are generated in, so only the last "
-            f"answer is learned in {len(rewritten)} chats; {sum(rewritten)} earlier answers are not. A template that "
-            f"keeps them can be set as `chat_template`{nearest('', NAMED_TEMPLATES)}"
+            f"answer is learned in {len(rewritten)} chats; {sum(rewritten)} earlier answers are not. For some families "
+            f"`chat_template` takes the name of a template that keeps them: {names}."
         )
     return split
 

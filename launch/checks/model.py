@@ -137,10 +137,7 @@ def check_tokenizer(folder: str, template: str | None, form: str, model: ModelSe
             prompt = encoder.encode_prompts([encoder.render_prompt(CHAT[:3])])[0]
             ids = prompt
             if form == "answers":
-                rendered = encoder.render(CHAT)
-                ids, _ = encoder.encode([rendered])[0]
-                if rendered.rewritten:
-                    facts.append("earlier answers of a chat rewritten by the template, only the last one learned")
+                ids, _ = encoder.encode([encoder.render(CHAT)])[0]
         except ValueError as error:
             raise UserError(f"The chat template of {folder} cannot render a plain chat: {error}.") from None
         if ids[: len(prompt)] != prompt:
