@@ -56,7 +56,7 @@ NUMERIC_TESTS := tests/unit/kernels tests/unit/actors tests/unit/orchestrator/al
   tests/integration/test_precision.py tests/integration/test_resharding.py tests/integration/test_resume.py
 
 test: unit
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests/integration tests/examples tests/e2e
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/examples tests/e2e
 
 unit: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto --dist worksteal tests/unit
@@ -64,7 +64,7 @@ unit: setup
 # A number must not depend on the instruction set: the numeric tests with what older and other CPUs have.
 test-isa: setup
 	for isa in ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2; do echo "$$isa" && \
-	  env $(TEST_ENV) $$isa $(BIN)/python -m pytest -n 2 --dist loadgroup $(NUMERIC_TESTS) || exit 1; done
+	  env $(TEST_ENV) $$isa $(BIN)/python -m pytest -n 2 --dist loadfile $(NUMERIC_TESTS) || exit 1; done
 
 slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests

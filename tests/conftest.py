@@ -6,8 +6,11 @@ takes whole files, so that what a file starts for all of its tests starts once.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.update(
     {
@@ -28,16 +31,29 @@ GROUPS = {
     "test_resume": "interruptions",  # both compare with the same uninterrupted runs
     "test_cluster": "hosts",
     "test_hosts": "hosts",  # both make network namespaces
+    "test_submit": "jobs",
 }
-"""Files that one process runs. The longest: they begin first, so that the processes end together."""
+"""File -> the group that one process runs; any other file is a group. These take longest, so they begin first."""
+
+
+class FileGroups(LoadScopeScheduling):
+    """Distribution of whole groups of files over the processes (`pytest -n 2 --dist loadfile`)."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        """Return the group of a test."""
+        stem = Path(nodeid.split("::")[0]).stem
+        return GROUPS.get(stem, stem)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Replace xdist's distribution by file."""
+    return FileGroups(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name the group of each test for `pytest --dist loadgroup`."""
-    groups = list(dict.fromkeys(GROUPS.values()))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(GROUPS.get(item.path.stem, item.path.stem)))
-    items.sort(key=lambda item: groups.index(GROUPS[item.path.stem]) if item.path.stem in GROUPS else len(groups))
+    """Have the groups begin in the order of `GROUPS`."""
+    order = {stem: number for number, stem in enumerate(GROUPS)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")
