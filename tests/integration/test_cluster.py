@@ -65,30 +65,18 @@ def quadriga(folder: Path, config: dict[str, Any], *words: str, verb: str = "lau
     )
 
 
-def test_a_run_on_three_hosts_gives_the_weights_of_one_host(
-    three_hosts: Hosts, made_model: Path, made_reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The launching process is killed on the way; launched again, it follows the run that went on without it."""
-    monkeypatch.setenv("QUADRIGA_TEST_SECRET", SECRET)
-    cluster = CLUSTER | NODES | {"ssh": three_hosts.ssh(environment=["QUADRIGA_TEST_SECRET"])}
-    slow = {"action": "slow", "role": "rollout", "step": 2, "phase": "generate", "seconds": 10}
-    config = ppo(tmp_path / "three", made_model, made_reward, cluster=cluster, faults={"planned": [slow]})
-    run_dir = RunDir(config["run_dir"])
-    first = quadriga(tmp_path, config)
-    event(run_dir, first, event="fault_injected")
-    parents = {psutil.Process(pid).parent() for _, pid in run_dir.read_run()["processes"].values()}
-    assert ["fork_server" in " ".join(parent.cmdline()) for parent in parents if parent] == [True] * 3  # one per host
-    first.kill()
-    first.wait()
-    said = quadriga(tmp_path, config).communicate(timeout=400)[0]
-    assert "The cluster of this run is already up" in said
-    assert run_dir.read_run().get("status") == "finished", said
-    assert len(run_dir.read_run()["attempts"]) == 1
-    written = [file for file in run_dir.path.rglob("*") if file.is_file()]
-    assert written and not any(SECRET.encode() in file.read_bytes() for file in written)
-    record = run_dir.read_run()
-    where = {name: record["nodes"][node] for name, (node, _) in record["processes"].items()}
-    assert where == {
+SPREAD: dict[str, dict[str, Any]] = {
+    "sft": {"actor": {"ranks": 2, "nodes": 2}},
+    "ppo": NODES,
+}
+"""Kind of stage -> its processes on two or three hosts."""
+ALONE: dict[str, dict[str, Any]] = {
+    "sft": {"actor": {"ranks": 2}},
+    "ppo": {"actor": {"ranks": 2}, "rollout": CLUSTER["rollout"] | {"workers": 2}},
+}
+PLACES = {
+    "sft": {"actor 0": "10.77.0.1", "actor 1": "10.77.0.2"},
+    "ppo": {
         "actor 0": "10.77.0.1",
         "actor 1": "10.77.0.2",
         "critic 0": "10.77.0.1",
@@ -96,12 +84,54 @@ def test_a_run_on_three_hosts_gives_the_weights_of_one_host(
         "reward 0": "10.77.0.1",
         "rollout 0": "10.77.0.3",
         "rollout 1": "10.77.0.3",
-    }
+    },
+}
+SLOW = {
+    "sft": {"action": "slow", "role": "actor", "step": 2, "phase": "update", "seconds": 10},
+    "ppo": {"action": "slow", "role": "rollout", "step": 2, "phase": "generate", "seconds": 10},
+}
+
+
+@pytest.mark.parametrize("kind", ["sft", pytest.param("ppo", marks=pytest.mark.cluster)])
+def test_a_run_on_hosts_gives_the_weights_of_one_host(
+    kind: str,
+    three_hosts: Hosts,
+    made_model: Path,
+    made_reward: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The launching process is killed on the way; launched again, it follows the run that went on without it."""
+    monkeypatch.setenv("QUADRIGA_TEST_SECRET", SECRET)
+    addresses = sorted(set(PLACES[kind].values()))
+    ssh = three_hosts.ssh(hosts=addresses, environment=["QUADRIGA_TEST_SECRET"])
+    common = {"tracking": {"wandb": False}, "checkpoint": {"every_steps": 1}}
+    config = stage(kind, tmp_path / "hosts", made_model, made_reward) | common
+    config |= {"cluster": CLUSTER | SPREAD[kind] | {"ssh": ssh}, "faults": {"planned": [SLOW[kind]]}}
+    run_dir = RunDir(config["run_dir"])
+    first = quadriga(tmp_path, config)
+    event(run_dir, first, event="fault_injected")
+    parents = {psutil.Process(pid).parent() for _, pid in run_dir.read_run()["processes"].values()}
+    forked = ["fork_server" in " ".join(parent.cmdline()) for parent in parents if parent]
+    assert forked == [True] * len(addresses)  # one server per host
+    first.kill()
+    first.wait()
+    said = quadriga(tmp_path, config).communicate(timeout=400)[0]
+    assert "The cluster of this run is already up" in said
+    record = run_dir.read_run()
+    assert record.get("status") == "finished", said
+    assert len(record["attempts"]) == 1
+    written = [file for file in run_dir.path.rglob("*") if file.is_file()]
+    assert written
+    assert not any(SECRET.encode() in file.read_bytes() for file in written)
+    assert {name: record["nodes"][node] for name, (node, _) in record["processes"].items()} == PLACES[kind]
     assert [three_hosts.inside(number) for number in (1, 2, 3)] == [[], [], []]
-    alone = CLUSTER | {"actor": {"ranks": 2}, "rollout": CLUSTER["rollout"] | {"workers": 2}}
-    single = build(ppo(tmp_path / "one", made_model, made_reward, cluster=alone))
+    alone = stage(kind, tmp_path / "one", made_model, made_reward) | common | {"cluster": CLUSTER | ALONE[kind]}
+    single = build(alone)
     assert run(single) == 0
-    for name in ("policy", "critic"):
+    exported = sorted(folder.name for folder in run_dir.export_dir.iterdir())
+    assert exported == (["policy"] if kind == "sft" else ["critic", "policy"])
+    for name in exported:
         ours = load_file(run_dir.export_dir / name / "model.safetensors")
         theirs = load_file(RunDir(single.run_dir).export_dir / name / "model.safetensors")
         assert set(ours) == set(theirs)
