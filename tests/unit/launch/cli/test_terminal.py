@@ -13,7 +13,7 @@ outlive_the_terminal()
 console = Console()
 console.print("first")
 sys.stdin.readline()
-for number in range(20000):
+for number in range(2000):
     console.print(f"line {number}")
 print("last", flush=True)
 open(sys.argv[1], "w").write("done")
