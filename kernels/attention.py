@@ -1,7 +1,7 @@
 """Causal attention over packed sequences, and its registration as a Hugging Face attention implementation.
 
 Sequences of equal length are computed together as one batch of `scaled_dot_product_attention`, so nothing is padded,
-there is no mask and no sequence can see another. This works on every device that torch runs on. Sequences longer than
+no mask is needed and no sequence can see another. This works on every device that torch runs on. Sequences longer than
 a sliding window, and scores with a soft cap, are computed in blocks of queries that need few keys or little memory.
 """
 

@@ -1,4 +1,4 @@
-"""Output to a terminal or pipe that may go away: a screen that is gone is no reason to stop a run."""
+"""Output to a terminal or pipe that may go away: a closed screen does not stop a run."""
 
 import errno
 import os
