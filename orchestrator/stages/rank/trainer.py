@@ -139,8 +139,8 @@ def tied_groups(scores: dict[str, float], margin: float) -> list[list[str]]:
 
 
 def _distinct_texts(answers: list[tuple[Sample, float]]) -> list[tuple[Sample, float]]:
-    """Keep one of each text: nobody ranks the same answer twice."""
+    """Keep one of each text, outer space aside: most chat templates trim it, so both would be the same answer."""
     seen: dict[str, tuple[Sample, float]] = {}
     for sample, score in answers:
-        seen.setdefault(sample.text, (sample, score))
+        seen.setdefault(sample.text.strip(), (sample, score))
     return list(seen.values())
