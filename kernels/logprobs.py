@@ -82,12 +82,15 @@ class _LinearLogprobs(torch.autograd.Function):
         head = weight.to(dtype), None if bias is None else bias.to(dtype), temperature, transform
         wide = torch.promote_types(dtype, torch.float32)
         normaliser, logprobs, entropy = (torch.empty(len(targets), dtype=wide, device=hidden.device) for _ in range(3))
+        buffers = _Buffers(min(chunk, len(targets)), weight, dtype)
         for rows in _chunks(len(targets), chunk):
-            logits = _logits(hidden[rows].to(dtype), *head)
-            normaliser[rows] = logits.logsumexp(-1)
+            logits = buffers.logits(hidden[rows].to(dtype), *head)
+            largest = logits.amax(-1, keepdim=True)
+            exponentials = torch.sub(logits, largest, out=buffers.second(len(logits))).exp_()
+            total = exponentials.sum(-1)
+            normaliser[rows] = total.log() + largest.squeeze(-1)
             logprobs[rows] = logits.gather(-1, targets[rows, None]).squeeze(-1) - normaliser[rows]
-            probabilities = (logits - normaliser[rows, None]).exp_()
-            entropy[rows] = normaliser[rows] - probabilities.mul_(logits).sum(-1)
+            entropy[rows] = normaliser[rows] - exponentials.mul_(logits).sum(-1) / total
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy if entropy_gradient else None)
         ctx.temperature, ctx.chunk, ctx.dtype, ctx.transform = temperature, chunk, dtype, transform
         if not entropy_gradient:
@@ -108,10 +111,11 @@ class _LinearLogprobs(torch.autograd.Function):
         # Sums over chunks are kept wide: thousands of bfloat16 additions would lose small terms.
         d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if for_weight else None
         d_bias = torch.zeros(bias.shape, dtype=wide, device=bias.device) if for_bias else None
+        buffers = _Buffers(min(ctx.chunk, len(targets)), weight, ctx.dtype)
         for rows in _chunks(len(targets), ctx.chunk):
             chunk = hidden[rows].to(ctx.dtype)
-            logits = _logits(chunk, *head)
-            logp = logits - normaliser[rows, None]
+            logits = buffers.logits(chunk, *head)
+            logp = torch.sub(logits, normaliser[rows, None], out=buffers.second(len(logits)))
             d_entropy = None
             if entropy is not None:
                 d_entropy = -logp.exp() * (logp + entropy[rows, None])
@@ -127,7 +131,11 @@ class _LinearLogprobs(torch.autograd.Function):
             d_logits = d_logits.to(ctx.dtype)
             if d_hidden is not None:
                 d_hidden[rows] = (d_logits @ head[0]).to(hidden.dtype)
-            if d_weight is not None:
+            if d_weight is None:
+                continue
+            if ctx.dtype == wide:
+                d_weight.addmm_(d_logits.T, chunk)
+            else:
                 d_weight += d_logits.T @ chunk
         return (
             d_hidden,
@@ -141,12 +149,36 @@ class _LinearLogprobs(torch.autograd.Function):
         )
 
 
-def _logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, transform: LogitTransform
-) -> Tensor:
-    """Return the logits [rows, V], transformed and divided by the temperature, in float32 or wider."""
-    output = torch.nn.functional.linear(hidden, weight, bias)
-    return transform.apply(output.to(torch.promote_types(output.dtype, torch.float32))).div_(temperature)
+class _Buffers:
+    """Two wide matrices [rows, V] for every chunk in turn: fresh ones would leave the heap in pieces.
+
+    A narrower product than float32 needs a third.
+    """
+
+    def __init__(self, rows: int, weight: Tensor, dtype: torch.dtype):
+        wide = torch.promote_types(dtype, torch.float32)
+        shape, device = (rows, weight.shape[0]), weight.device
+        self._logits, self._second = (torch.empty(shape, dtype=wide, device=device) for _ in range(2))
+        self._product = self._logits if dtype == wide else torch.empty(shape, dtype=dtype, device=device)
+
+    def logits(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, transform: LogitTransform
+    ) -> Tensor:
+        """Return the logits [rows, V], transformed and divided by the temperature, in the first matrix."""
+        rows = len(hidden)
+        product, logits = self._product[:rows], self._logits[:rows]
+        if bias is None:
+            torch.mm(hidden, weight.T, out=product)
+        else:
+            torch.addmm(bias, hidden, weight.T, out=product)
+        if product.dtype != logits.dtype:
+            logits.copy_(product)
+        logits = transform.apply(logits)
+        return logits if temperature == 1.0 else logits.div_(temperature)
+
+    def second(self, rows: int) -> Tensor:
+        """Return this many rows of the second matrix."""
+        return self._second[:rows]
 
 
 def _chunks(total: int, chunk: int) -> list[slice]:
