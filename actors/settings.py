@@ -1,5 +1,6 @@
 """Settings of what runs inside actors: models, optimizers, sampling, and `cluster:` (hardware)."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +13,19 @@ from quadriga.data.settings import Settings
 
 Role = Literal["actor", "critic", "reference", "reward"]
 PlacedRole = Literal["actor", "critic", "reference", "reward", "rollout"]
+Dtype = Literal["float32", "bfloat16"]
+Auto = Literal["auto"]
+"""Take what suits the device: `DeviceDefaults`."""
+
+
+@dataclass(frozen=True)
+class DeviceDefaults:
+    """The settings of `cluster` that depend on the device where they are `auto`, with `auto` replaced."""
+
+    dtype: Dtype
+    kv_cache_bytes: int
+    enforce_eager: bool
+    persistence_threshold: int
 
 
 class ModelSettings(Settings):
@@ -97,12 +111,14 @@ class RolloutSettings(Settings):
     """GPUs per tensor-parallel rank of a worker; a fraction shares one. Has no effect on `device: cpu`."""
     tensor_parallel: int = Field(1, ge=1)
     """Number of GPUs that one engine's weights are cut over."""
-    kv_cache_bytes: int = Field(256 << 20, ge=1 << 20)
-    """Memory for the keys and values of running requests, in bytes per worker."""
+    kv_cache_bytes: Annotated[int, Field(ge=1 << 20)] | Auto = "auto"
+    """Memory for the keys and values of running requests, in bytes on each GPU of a worker; `auto` is 256 MiB on
+    CPU and 4 GiB on a GPU."""
     max_num_seqs: int = Field(256, ge=1)
     """Largest number of answers that one worker generates at the same time."""
-    enforce_eager: bool = True
-    """Whether vLLM runs without CUDA graphs and compilation, which start slowly and generate faster."""
+    enforce_eager: bool | Auto = "auto"
+    """Whether vLLM runs without CUDA graphs and compilation, which start slowly and generate faster; `auto` does so on
+    CPU."""
     prefix_caching: bool = False
     """Whether answers to the same prompt share its keys and values. The cache is dropped at every sync."""
     engine: dict[str, Any] = {}
@@ -149,8 +165,9 @@ class ClusterSettings(Settings):
     """The RayJob as which `quadriga launch` submits the run to Kubernetes; null submits none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models compute; `auto` takes GPUs where the cluster has any."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Computation type of the models; master weights and optimizer states are always float32."""
+    dtype: Dtype | Auto = "auto"
+    """Computation type of the models; master weights and optimizer states are always float32. `auto` is float32 on
+    CPU and bfloat16 on GPUs."""
     placement: Literal["auto", "colocate", "separate"] | list[list[PlacedRole]] = "auto"
     """How roles share GPUs: `separate` gives every rank its own, `colocate` lets rank i of every role share one, `auto`
     separates where there are enough. Lists of roles ([[actor, critic, reference, reward], [rollout]]) let those of one
@@ -169,8 +186,9 @@ class ClusterSettings(Settings):
     """Token budget of a training micro-batch. It decides memory only and never changes a loss."""
     forward_tokens: int = Field(16384, ge=16)
     """Token budget of a micro-batch without gradients."""
-    persistence_threshold: int = Field(0, ge=0)
-    """Size in elements up to which ZeRO-3 keeps a tensor whole on every rank; 0 partitions everything."""
+    persistence_threshold: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """Size in elements up to which ZeRO-3 keeps a tensor whole on every rank; 0 partitions everything. `auto` is 0 on
+    CPU and 100,000 on GPUs, where gathering a small tensor takes longer than using it."""
     deepspeed: dict[str, Any] = {}
     """Further DeepSpeed JSON, merged over ours; keys that decide batch size, accumulation or clipping are refused."""
     bucket_bytes: int = Field(256 << 20, ge=1 << 16)
@@ -192,3 +210,17 @@ class ClusterSettings(Settings):
     def model_worker(self, role: Role) -> ModelWorkerSettings:
         """The ranks of one role."""
         return getattr(self, role)
+
+    def on(self, device: str) -> "DeviceDefaults":
+        """Return the settings that may be `auto`, as they are on a device (`cpu` or `cuda`)."""
+        cuda, rollout = device == "cuda", self.rollout
+        return DeviceDefaults(
+            dtype=("bfloat16" if cuda else "float32") if self.dtype == "auto" else self.dtype,
+            kv_cache_bytes=(4 << 30 if cuda else 256 << 20)
+            if rollout.kv_cache_bytes == "auto"
+            else rollout.kv_cache_bytes,
+            enforce_eager=not cuda if rollout.enforce_eager == "auto" else rollout.enforce_eager,
+            persistence_threshold=(100_000 if cuda else 0)
+            if self.persistence_threshold == "auto"
+            else self.persistence_threshold,
+        )

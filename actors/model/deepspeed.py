@@ -37,11 +37,12 @@ def deepspeed_config(
         raise UserError(
             f"cluster.deepspeed must not set {', '.join(taken)}: batches and clipping are set by the stage."
         )
+    chosen = cluster.on(device)
     # Without an optimizer only stage 3 shards anything.
     stage = worker.zero_stage if optimizer is not None or worker.zero_stage == 3 else 0
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
     if stage == 3:
-        zero |= {"stage3_param_persistence_threshold": cluster.persistence_threshold}
+        zero |= {"stage3_param_persistence_threshold": chosen.persistence_threshold}
     if device == "cuda" and worker.offload != "none":
         if optimizer is not None:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
@@ -57,7 +58,7 @@ def deepspeed_config(
         "steps_per_print": None,
         "gradient_clipping": optimizer.max_grad_norm if optimizer else 0.0,
     }
-    if cluster.dtype == "bfloat16":
+    if chosen.dtype == "bfloat16":
         # Stages 1 and 2 would otherwise apply gradients that are not finite.
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}

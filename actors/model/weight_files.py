@@ -4,14 +4,13 @@ A header is a few kilobytes in front of the tensors, so even the largest model i
 """
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 from quadriga.actors.model.folder import read_config
 from quadriga.data.errors import UserError
+from quadriga.data.weight_headers import read_header
 
-LFS = b"version https://git-lfs"
 TRAINABLE = {"F64", "F32", "F16", "BF16"}
 """Types of safetensors whose tensors can be trained."""
 
@@ -32,7 +31,7 @@ def check_weight_files(path: str | Path) -> None:
         raise UserError(
             f"{path} has no .safetensors weights. Load it once with transformers and save it with `save_pretrained`."
         )
-    headers = {file.name: _header(file) for file in files}
+    headers = {file.name: read_header(file) for file in files}
     _check_index(folder, headers)
     for name, header in headers.items():
         for tensor, entry in header.items():
@@ -59,36 +58,6 @@ def _check_config(path: str | Path, config: dict[str, Any]) -> None:
         )
     if config.get("is_encoder_decoder"):
         raise UserError(f"{path} is an encoder-decoder ({kind}), and only causal language models are trained here.")
-
-
-def _header(file: Path) -> dict[str, dict[str, Any]]:
-    """Return the tensors of a safetensors file by name. Raises UserError for a file that is not whole."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(max(8, len(LFS)))
-        if start.startswith(LFS):
-            raise UserError(
-                f"{file} is a Git LFS pointer of {size} bytes, not the weights. Run `git lfs pull` in that folder, or "
-                "download the model again."
-            )
-        length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
-        stream.seek(8)
-        header = stream.read(length) if length <= size - 8 else b""
-    try:
-        tensors: dict[str, dict[str, Any]] = json.loads(header)
-        tensors.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            f"{file} is not a whole safetensors file: its header cannot be read ({size:,} bytes). Copy or download it "
-            "again."
-        ) from None
-    if size != end:
-        raise UserError(
-            f"{file} is cut off or damaged: it has {size:,} bytes, and its header describes {end:,}. Copy or download "
-            "it again."
-        )
-    return tensors
 
 
 def _check_index(folder: Path, headers: dict[str, dict[str, dict[str, Any]]]) -> None:

@@ -116,7 +116,7 @@ class ModelWorker:
         before = memory_bytes(spec.device)
         self.torch = torch
         torch.manual_seed(spec.model.seed)
-        dtype = getattr(torch, spec.cluster.dtype)
+        dtype = getattr(torch, spec.cluster.on(spec.device).dtype)
         config = deepspeed_config(spec.cluster, spec.cluster.model_worker(spec.role), spec.optimizer, spec.device)
         self.engine = ZeroEngine(lambda: load_model(spec.model, dtype), config, spec.optimizer, spec.device)
         self.model = self.engine.module

@@ -3,9 +3,10 @@
 import time
 from typing import Any
 
+from quadriga.actors.rollout.engine_arguments import engine_arguments
 from quadriga.actors.rollout.engine_loop import EngineLoop, Finished, Request
-from quadriga.actors.runtime.device import engine_arguments, memory_bytes, start_torch
-from quadriga.actors.settings import RolloutSettings
+from quadriga.actors.runtime.device import gpu_bytes, memory_bytes, start_torch
+from quadriga.actors.settings import ClusterSettings
 from quadriga.actors.transfer_settings import TransferSettings
 from quadriga.data.errors import Fault
 
@@ -13,19 +14,19 @@ from quadriga.data.errors import Fault
 class RolloutWorker:
     """One vLLM engine in a Ray actor. `version` is the policy version that it holds, None while it holds none."""
 
-    def __init__(self, settings: RolloutSettings, device: str):
-        self.settings, self.device = settings, device
+    def __init__(self, cluster: ClusterSettings, device: str):
+        self.cluster, self.device = cluster, device
         self.version: int | None = None
         self._incoming: int | None = None  # the version being received
 
-    def start(self, model: str, dtype: str, max_tokens: int, transfer: TransferSettings | None) -> dict[str, Any]:
+    def start(self, model: str, max_tokens: int, transfer: TransferSettings | None) -> dict[str, Any]:
         """Start the engine; return seconds, peak memory and memory before the model was loaded, both in bytes.
 
         max_tokens: longest sequence, prompt and answer together. transfer: how syncs will bring the weights; None reads
         those of the folder `model`, as version 0.
         """
         began = time.monotonic()
-        self.loop = EngineLoop(lambda: self._build_engine(model, dtype, max_tokens, load=transfer is None))
+        self.loop = EngineLoop(lambda: self._build_engine(model, max_tokens, load=transfer is None))
         self.working_thread = self.loop.ident
         if transfer is None:
             self._commit(0)
@@ -85,7 +86,7 @@ class RolloutWorker:
         """Return the peak memory of this process in bytes."""
         return memory_bytes(self.device)
 
-    def _build_engine(self, model: str, dtype: str, max_tokens: int, load: bool) -> Any:
+    def _build_engine(self, model: str, max_tokens: int, load: bool) -> Any:
         """Make the LLMEngine, on the thread that will own it."""
         from vllm.config import WeightTransferConfig
         from vllm.engine.arg_utils import EngineArgs
@@ -93,30 +94,18 @@ class RolloutWorker:
 
         from quadriga.actors.weights.engine import BACKEND, EXTENSION
 
-        settings = self.settings
-        start_torch(self.device, settings.threads)
+        parallel = self.cluster.rollout.tensor_parallel > 1
+        # The engine's own processes have the GPUs then, and this one must not take memory there.
+        start_torch("cpu" if parallel else self.device, self.cluster.rollout.threads)
         self._memory_before_model = memory_bytes(self.device)
-        arguments = dict(
-            model=model,
-            dtype=dtype,
-            max_model_len=max_tokens,
-            max_num_seqs=settings.max_num_seqs,
-            tensor_parallel_size=settings.tensor_parallel,
-            kv_cache_memory_bytes=settings.kv_cache_bytes,
-            enforce_eager=settings.enforce_eager,
-            enable_prefix_caching=settings.prefix_caching,
-            skip_tokenizer_init=True,
-            logprobs_mode="processed_logprobs",
-            distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
-            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-            worker_extension_cls=EXTENSION,  # registers the backend in every process of the engine
-            load_format="auto" if load else "dummy",
-            disable_log_stats=True,
-            trust_remote_code=False,
-            seed=0,
+        arguments = engine_arguments(model, self.cluster, self.device, max_tokens, load, gpu_bytes(self.device))
+        return LLMEngine.from_engine_args(
+            EngineArgs(
+                **arguments,
+                weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+                worker_extension_cls=EXTENSION,  # registers the backend in every process of the engine
+            )
         )
-        arguments |= engine_arguments(self.device, max_tokens) | settings.engine
-        return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
     def _call_engine(self, method: str, **arguments: Any) -> None:
         """Call a method of vLLM's worker in every process of the engine, between two steps."""
@@ -126,7 +115,7 @@ class RolloutWorker:
         """Drop the prefix cache, which holds values of the old weights, and mark answers with the new version."""
 
         def commit(engine: Any) -> None:
-            if self.settings.prefix_caching and not engine.reset_prefix_cache():
+            if self.cluster.rollout.prefix_caching and not engine.reset_prefix_cache():
                 raise RuntimeError("vLLM did not drop its prefix cache after new weights")
             engine.set_weight_version(str(version))
 

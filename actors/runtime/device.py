@@ -86,7 +86,7 @@ def process_environment(device: str, threads: int) -> dict[str, str]:
     return env
 
 
-def engine_arguments(device: str, max_tokens: int) -> dict[str, Any]:
+def device_engine_arguments(device: str, max_tokens: int) -> dict[str, Any]:
     """Return the vLLM EngineArgs that depend on the device; max_tokens: longest sequence."""
     if device == "cpu":
         # After a chunk of a prompt vLLM rewinds the request's seeded generator, which CPU generators cannot do.
@@ -122,6 +122,15 @@ def memory_bytes(device: str) -> int:
 
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def gpu_bytes(device: str) -> int | None:
+    """Return the memory of this process's first GPU in bytes, without touching it; None on CPU."""
+    if device != "cuda":
+        return None
+    from vllm.platforms import current_platform
+
+    return int(current_platform.get_device_total_memory())
 
 
 def cores() -> int:

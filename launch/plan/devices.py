@@ -54,12 +54,12 @@ class Suggestion:
     overrides: list[str]
 
 
-def layout(stage: PlannedStage, device: str) -> Layout:
+def layout(stage: PlannedStage) -> Layout:
     """Place a stage's processes on as many machines as needed and add up bytes. Raises UserError as `placed` does."""
-    footprints: dict[str, Footprint] = {member.role: host_footprint(member, stage, device) for member in stage.hosted}
+    footprints: dict[str, Footprint] = {member.role: host_footprint(member, stage) for member in stage.hosted}
     if stage.engine is not None:
-        footprints["rollout"] = engine_footprint(stage.engine, stage, device)
-    if device == "cpu":
+        footprints["rollout"] = engine_footprint(stage.engine, stage)
+    if stage.device == "cpu":
         total = sum(footprints[member.role].peak * stage.processes(member.role) for member in stage.members)
         return Layout(footprints, [Device("host", 1, list(footprints), total)], 0)
     hosts = placed(stage)
@@ -107,7 +107,7 @@ def suggestions(stage: PlannedStage, gpu_memory: int, host_memory: int | None) -
 
     def fits(changes: Changes) -> bool:
         try:
-            return layout(_changed(stage, changes), "cuda").fits(gpu_memory, host_memory)
+            return layout(_changed(stage, changes)).fits(gpu_memory, host_memory)
         except UserError:  # it cannot be placed
             return False
 
@@ -123,7 +123,7 @@ def suggestions(stage: PlannedStage, gpu_memory: int, host_memory: int | None) -
                 dropped = {"rollout.workers", "rollout.tensor_parallel"} if key.startswith("rollout.") else {key}
                 without = {other: value for other, value in changes.items() if other not in dropped}
                 changes = without if fits(without) else changes
-            found.append(Suggestion(layout(_changed(stage, changes), "cuda").gpus, _overrides(stage, changes)))
+            found.append(Suggestion(layout(_changed(stage, changes)).gpus, _overrides(stage, changes)))
             break
     while size <= LARGEST_CLUSTER and not divided(size):
         size *= 2

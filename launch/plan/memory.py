@@ -13,9 +13,6 @@ CUDA_CONTEXT = 1024 * MIB  # an allowance for CUDA's context, NCCL's channels, c
 TRAINED_RUNTIME, FROZEN_RUNTIME, ENGINE_RUNTIME = 115 * MIB, 55 * MIB, 120 * MIB
 # glibc gives freed memory back to the system only in blocks from this size on (M_MMAP_THRESHOLD's upper limit).
 SMALL_BLOCK = 32 * MIB
-# Small chunks of logits that malloc keeps: they do not fit into the holes that gathered weights leave, nor these into
-# theirs. With 110M parameters and a vocabulary of 32,000 there were 8 to 12 from run to run.
-HEAD_BLOCKS = 10
 
 
 @dataclass(frozen=True)
@@ -33,11 +30,11 @@ class Footprint:
         return sum(self.held.values()) + max(sum(parts.values()) for parts in self.phases.values())
 
 
-def host_footprint(member: Member, stage: PlannedStage, device: str) -> Footprint:
+def host_footprint(member: Member, stage: PlannedStage) -> Footprint:
     """Return the bytes of one rank of a model under ZeRO (Rajbhandari et al. 2020)."""
-    shape, trained, width, cuda = member.shape, member.trained, stage.width, device == "cuda"
+    shape, trained, width, cuda = member.shape, member.trained, stage.width, stage.device == "cuda"
     cluster, host, parameters = stage.cluster, getattr(stage.cluster, member.role), shape.parameters(member.head)
-    zero = deepspeed_config(cluster, host, OptimizerSettings() if trained else None, device)["zero_optimization"]
+    zero = deepspeed_config(cluster, host, OptimizerSettings() if trained else None, stage.device)["zero_optimization"]
     level, offloads = int(zero["stage"]), "offload_optimizer" in zero
     reduced = int(zero.get("reduce_bucket_size", 500_000_000))  # these are DeepSpeed's own defaults
     prefetched = int(zero.get("stage3_prefetch_bucket_size", 50_000_000))
@@ -61,11 +58,11 @@ def host_footprint(member: Member, stage: PlannedStage, device: str) -> Footprin
     whole, ahead = parameters if level == 3 else 0, shape.largest + prefetched
     gathered, gathered_to_train = width * min(whole, ahead), width * min(whole, ahead + reused // 2)
     # Logits of a chunk in float32, their probabilities, and the product's own output where that is narrower. The head's
-    # gradient: a float32 sum over chunks, one chunk's product, the sum as returned.
+    # gradient: a float32 sum over chunks; where the weights are narrower, one chunk's product, and then the sum as
+    # returned.
     logits = CHUNK_ROWS * shape.vocab if member.head == "logprobs" else 0
     head = logits * (10 if width == 2 else 8)
-    head_backward = head + shape.embedding * (4 + width) if logits else 0
-    head_kept = HEAD_BLOCKS * 4 * logits if not cuda and 4 * logits < SMALL_BLOCK else 0
+    head_backward = head + shape.embedding * (4 + (width if width == 2 else 0)) if logits else 0
     activations = max(stage.longest, cluster.forward_tokens) * shape.forward_activations(width)
     tokens = max(stage.longest, cluster.train_tokens)
     train_activations = tokens * shape.training_activations(width)
@@ -73,7 +70,7 @@ def host_footprint(member: Member, stage: PlannedStage, device: str) -> Footprin
     held, away = {"weights": weights}, dict[str, int]()
     if cuda and "offload_param" in zero:
         held, away = away, held
-    forward = {"gathered": gathered, "activations": activations, "head": max(head, head_kept)}
+    forward = {"gathered": gathered, "activations": activations, "head": head}
     phases: dict[str, dict[str, int]] = {"forward": forward}
     if trained:
         (away if offloads else held).update(states)
@@ -85,14 +82,16 @@ def host_footprint(member: Member, stage: PlannedStage, device: str) -> Footprin
             # malloc keeps the small blocks that there once were: weights as loaded, or gathered ones and activations.
             small = tokens * shape.intermediate * width < SMALL_BLOCK
             once = max(0, gathered_to_train - width * shape.embedding) + (train_activations if small else 0)
-            held["kept by malloc"] = max(weights if level == 3 else 0, once) + head_kept
+            held["kept by malloc"] = max(weights if level == 3 else 0, once)
             phases["forward"] = {}
             backward = {"activations": 0 if small else train_activations, "head": head_backward}
         moments = backward, {"step": 0 if offloads and cuda else step}
         phases["update"] = max(moments, key=lambda parts: sum(parts.values()))
     if not cuda:
-        # Files are mapped while they are read, and a module's tensors are whole before they are partitioned.
-        phases["start"] = {"loading": 4 * parameters + width * shape.largest}
+        # Files are mapped while they are read, and a module's tensors are whole before they are partitioned; so is a
+        # tied head, before it becomes the embedding.
+        whole_head = shape.embedding if shape.tied and member.head == "logprobs" else 0
+        phases["start"] = {"loading": 4 * parameters + width * (shape.largest + whole_head)}
     held["runtime"] = CUDA_CONTEXT if cuda else TRAINED_RUNTIME if trained else FROZEN_RUNTIME
     if stage.engine and member.role == "actor":
         # Gathered on the device; packed, and copied into the object store, in the host's memory.
@@ -102,14 +101,14 @@ def host_footprint(member: Member, stage: PlannedStage, device: str) -> Footprin
     return Footprint(held, phases, away)
 
 
-def engine_footprint(engine: Member, stage: PlannedStage, device: str) -> Footprint:
+def engine_footprint(engine: Member, stage: PlannedStage) -> Footprint:
     """Return the bytes of one rollout worker's share of one GPU (or of all of it, on CPU)."""
-    shape, settings, width, cuda = engine.shape, stage.cluster.rollout, stage.width, device == "cuda"
+    shape, settings, width, cuda = engine.shape, stage.cluster.rollout, stage.width, stage.device == "cuda"
     parameters = shape.parameters()
     packed = 0 if cuda else width * shape.inside  # again, repacked for CPU matrix products
     weights = width * parameters // settings.tensor_parallel + packed
     runtime = CUDA_CONTEXT if cuda else ENGINE_RUNTIME
-    held = {"weights": weights, "KV cache": settings.kv_cache_bytes, "runtime": runtime}
+    held = {"weights": weights, "KV cache": stage.cluster.on(stage.device).kv_cache_bytes, "runtime": runtime}
     batched = min(int(settings.engine.get("max_num_batched_tokens", 8192)), settings.max_num_seqs * stage.longest)
     activations = batched * shape.forward_activations(width) // settings.tensor_parallel
     head = 3 * 4 * settings.max_num_seqs * shape.vocab  # logits, log-probs and the sampler's noise, float32 each

@@ -14,7 +14,7 @@ from quadriga.launch.plan.benchmark import calibrate
 from quadriga.launch.plan.devices import Layout, Suggestion, layout, suggestions
 from quadriga.launch.plan.gpu_specs import COMPUTE, GPUS, LINK, MEMORY
 from quadriga.launch.plan.step_time import Speeds, step_time
-from quadriga.launch.plan.workload import PlannedStage, planned_stages, work_of
+from quadriga.launch.plan.workload import PlannedStage, device_of, planned_stages, work_of
 from quadriga.orchestrator.stages.registry import AnyStage
 
 
@@ -24,7 +24,6 @@ class Plan:
     speeds. basis: where they come from, or why there are none. assumed: what had to be, in sentences."""
 
     stage: PlannedStage
-    device: str
     layout: Layout
     fits: bool
     suggestions: list[Suggestion]
@@ -38,25 +37,26 @@ def make_plans(stage: AnyStage, gpu_memory: int, gpu: str = "H100") -> list[Plan
     are not here. Raises UserError where a model's shape cannot be known."""
     plans = []
     for planned in planned_stages(stage):
-        device, cluster = device_of(planned.cluster), planned.cluster
-        found = layout(planned, device)
+        device, cluster = planned.device, planned.cluster
+        found = layout(planned)
         here = (device == "cpu" or gpu_count()) and cluster.address is None and cluster.ssh is None
         host_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if here else None
         fits = found.fits(gpu_memory, host_memory)
         advice = suggestions(planned, gpu_memory, host_memory) if device == "cuda" and not fits else []
-        speeds, basis = speeds_of(device, cluster.dtype, gpu)
+        speeds, basis = speeds_of(device, cluster.on(device).dtype, gpu)
         seconds, assumed = None, planned.assumed
         if speeds is not None:
             work = work_of(planned.settings)
-            seconds, assumed = step_time(planned, work, device, speeds), assumed + work.assumed
-        plans.append(Plan(planned, device, found, fits, advice, seconds, basis, assumed))
+            seconds, assumed = step_time(planned, work, speeds), assumed + work.assumed
+        plans.append(Plan(planned, found, fits, advice, seconds, basis, assumed))
     return plans
 
 
 def calibrate_this_machine(stage: AnyStage | None, console: Console) -> None:
     """Calibrate for the device and type of a stage (of none: this machine's device) and print where that is kept."""
-    device = device_of(stage.cluster if stage else ClusterSettings())
-    dtype = stage.cluster.dtype if stage else "bfloat16" if device == "cuda" else "float32"
+    cluster = stage.cluster if stage else ClusterSettings()
+    device = device_of(cluster)
+    dtype = cluster.on(device).dtype
     if device == "cuda" and not gpu_count():
         raise UserError("There is no GPU here to measure. Run `quadriga plan --calibrate` on a machine that has one.")
     with console.status("Measuring this machine") as status:
@@ -77,11 +77,6 @@ def speeds_of(device: str, dtype: str, gpu: str) -> tuple[Speeds | None, str]:
         f"Times are from the published peaks of an {known}: {COMPUTE:.0%} of its operations, {MEMORY:.0%} of its "
         f"memory's and {LINK:.0%} of its links' bandwidth. Run `quadriga plan --calibrate` there for better ones."
     )
-
-
-def device_of(cluster: ClusterSettings) -> str:
-    """Return `cpu` or `cuda`: `auto` is what this machine has, for a cluster to join is asked only by the run."""
-    return cluster.device if cluster.device != "auto" else "cuda" if gpu_count() else "cpu"
 
 
 def gpu_memory() -> int:

@@ -35,7 +35,7 @@ def _stage_json(plan: Plan) -> dict[str, Any]:
         held = {"held_bytes": footprint.held, "phase_bytes": footprint.phases, "host_bytes": footprint.host}
         own = {"processes": stage.processes(member.role)} | {key: getattr(settings, key) for key in keys}
         roles[member.role] = model | own | held | {"peak_bytes": footprint.peak}
-    facts = {"name": stage.name, "stage": stage.settings.stage, "device": plan.device, "gpus": plan.layout.gpus}
+    facts = {"name": stage.name, "stage": stage.settings.stage, "device": stage.device, "gpus": plan.layout.gpus}
     fit = {"fits": plan.fits, "roles": roles, "devices": list(map(asdict, plan.layout.devices))}
     advice = {"suggestions": list(map(asdict, plan.suggestions))}
     return facts | fit | advice | {"seconds": plan.seconds, "seconds_from": plan.basis, "assumed": plan.assumed}
@@ -46,12 +46,13 @@ def show(plans: list[Plan], gpu_memory: int, console: Console) -> None:
     note = partial(console.print, markup=False, highlight=False)
     for plan in plans:
         stage = plan.stage
-        console.print(f"\n[bold]{stage.name}[/bold] ({stage.settings.stage}, {stage.cluster.dtype})", highlight=False)
+        dtype = stage.cluster.on(stage.device).dtype
+        console.print(f"\n[bold]{stage.name}[/bold] ({stage.settings.stage}, {dtype})", highlight=False)
         console.print(_memory(plan), _devices(plan, gpu_memory))
         for suggestion in plan.suggestions:
             gpus = f"{suggestion.gpus} GPU{'s' * (suggestion.gpus > 1)}"
             note(f"It would fit on {gpus} with: {' '.join(suggestion.overrides)}")
-        if not plan.fits and plan.device == "cuda" and not plan.suggestions:
+        if not plan.fits and stage.device == "cuda" and not plan.suggestions:
             note(NEVER)
         if plan.seconds is not None:
             steps = spec_of(stage.settings).steps(stage.settings)
@@ -66,7 +67,7 @@ def _memory(plan: Plan) -> Table:
     members, each = plan.stage.members, list(plan.layout.footprints.values())
     size, unit = _unit(max(footprint.peak for footprint in each))
     headings = ["", *(f"{member.role}\n× {plan.stage.processes(member.role)}" for member in members)]
-    table = _table(f"{unit} of one {'GPU' if plan.device == 'cuda' else 'process'}", headings)
+    table = _table(f"{unit} of one {'GPU' if plan.stage.device == 'cuda' else 'process'}", headings)
 
     def row(name: str, values: list[int], style: str | None = None) -> None:
         if any(values):
@@ -87,11 +88,11 @@ def _memory(plan: Plan) -> Table:
 
 def _devices(plan: Plan, gpu_memory: int) -> Table:
     size, unit = _unit(max(device.bytes for device in plan.layout.devices))
-    title = "What shares a device" if plan.device == "cuda" else "This machine"
+    title = "What shares a device" if plan.stage.device == "cuda" else "This machine"
     table = _table(title, ["", "processes of", f"peak {unit}", ""])
     for device in plan.layout.devices:
         gpu = device.kind == "gpu"
-        fits = device.bytes <= gpu_memory if gpu else plan.fits or plan.device == "cuda"
+        fits = device.bytes <= gpu_memory if gpu else plan.fits or plan.stage.device == "cuda"
         room = f"{gpu_memory / GB:.0f} GB" if gpu else "its memory"
         verdict = f"[bold red]more than {room}" if not fits else f"of {room}" if gpu else ""
         name = f"{device.count} × {'GPU' if gpu else 'host'}"

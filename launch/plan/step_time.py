@@ -11,24 +11,24 @@ from quadriga.orchestrator.stages.work import Elements, Work
 Speeds = Calibration | GpuSpec
 
 
-def step_time(stage: PlannedStage, work: Work, device: str, speeds: Speeds) -> dict[str, float]:
+def step_time(stage: PlannedStage, work: Work, speeds: Speeds) -> dict[str, float]:
     """Return the seconds of each phase of this work, and of the `step`."""
     rollout, engine, phases = stage.cluster.rollout, stage.engine, dict[str, float]()
     if engine is not None:
         share, running, parts = work.prompts[:: rollout.workers], rollout.max_num_seqs, rollout.tensor_parallel
         alone = speeds.seconds(Generation(engine.shape, share, work.answer, running, stage.width, parts))
         each = [(alone, rollout.workers, rollout.threads)]
-        phases["generate"] = alone if device == "cuda" else _on_cores(each, speeds.slowdown)
+        phases["generate"] = alone if stage.device == "cuda" else _on_cores(each, speeds.slowdown)
     if work.sequences:
-        phases["forward"] = _side_by_side(stage, device, speeds, work.sequences, trains=False)
+        phases["forward"] = _side_by_side(stage, speeds, work.sequences, trains=False)
     if work.updates:
-        phases["update"] = sum(_side_by_side(stage, device, speeds, batch, trains=True) for batch in work.updates)
+        phases["update"] = sum(_side_by_side(stage, speeds, batch, trains=True) for batch in work.updates)
     if engine is not None and stage.hosted:
         phases["sync"] = speeds.seconds(Transfer(engine.shape, stage.width))
     return phases | {"step": sum(phases.values())}
 
 
-def _side_by_side(stage: PlannedStage, device: str, speeds: Speeds, elements: Elements, trains: bool) -> float:
+def _side_by_side(stage: PlannedStage, speeds: Speeds, elements: Elements, trains: bool) -> float:
     budget = stage.cluster.train_tokens if trains else stage.cluster.forward_tokens
     calls: dict[str, Call] = {}
     for member in stage.hosted:
@@ -36,7 +36,7 @@ def _side_by_side(stage: PlannedStage, device: str, speeds: Speeds, elements: El
             ranks = stage.processes(member.role)
             micro = micro_batches(elements, ranks, budget)
             calls[member.role] = Call(member.shape, member.head, micro, ranks, stage.width, trains)
-    if device == "cuda":  # those of one GPU take turns
+    if stage.device == "cuda":  # those of one GPU take turns
         alone = {role: speeds.seconds(call) for role, call in calls.items()}
         gpus = (gpu for host in placed(stage) for gpu in host)
         return max(sum(seconds for role, seconds in alone.items() if role in gpu) for gpu in gpus)

@@ -11,6 +11,7 @@ from quadriga.data.errors import UserError
 from quadriga.data.tokens import packing
 from quadriga.data.tokens.tokenizer import load_tokenizer
 from quadriga.launch.checks import model as model_checks
+from quadriga.launch.checks.report import gpu_count
 from quadriga.launch.config.load import is_placeholder, single_stages
 from quadriga.launch.plan.model_shape import ModelShape, shape_of
 from quadriga.orchestrator.settings import StageBase
@@ -34,11 +35,13 @@ class Member:
 @dataclass(frozen=True)
 class PlannedStage:
     """A stage with its models in hosts and in vLLM engines (None: it has none); with both, the actor sends its weights
-    to the engines. longest: tokens of the longest sequence. assumed: what had to be, in sentences."""
+    to the engines. device: `cpu` or `cuda`. longest: tokens of the longest sequence. assumed: what had to be, in
+    sentences."""
 
     name: str
     settings: StageBase
     cluster: ClusterSettings
+    device: str
     hosted: list[Member]
     engine: Member | None
     longest: int
@@ -52,11 +55,16 @@ class PlannedStage:
     @property
     def width(self) -> int:
         """Return the bytes of a number in the models' computation type."""
-        return 2 if self.cluster.dtype == "bfloat16" else 4
+        return 2 if self.cluster.on(self.device).dtype == "bfloat16" else 4
 
     def processes(self, role: PlacedRole) -> int:
         """Count a role's ranks or workers."""
         return self.cluster.rollout.workers if role == "rollout" else self.cluster.model_worker(role).ranks
+
+
+def device_of(cluster: ClusterSettings) -> str:
+    """Return `cpu` or `cuda`: `auto` is what this machine has, for a cluster to join is asked only by the run."""
+    return cluster.device if cluster.device != "auto" else "cuda" if gpu_count() else "cpu"
 
 
 def planned_stages(stage: AnyStage) -> list[PlannedStage]:
@@ -80,7 +88,10 @@ def _planned(name: str, stage: StageBase, made: Shapes) -> PlannedStage:
         members[model.role] = Member(model.role, shape, model.head, model.trained)
     engine = members.pop("rollout", None)
     longest, _ = spec.longest(stage)
-    return PlannedStage(name, stage, stage.cluster, list(members.values()), engine, longest, list(assumed))
+    cluster = stage.cluster
+    return PlannedStage(
+        name, stage, cluster, device_of(cluster), list(members.values()), engine, longest, list(assumed)
+    )
 
 
 def _vocabulary(tokenizer: TokenizerSource) -> int | None:

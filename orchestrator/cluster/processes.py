@@ -148,7 +148,7 @@ class Processes:
         uses: list[ModelUse],
         rollout: RolloutPlan | None,
         logs: str,
-        worker_classes: dict[str, type[ModelWorker]] | None = None,
+        worker_classes: dict[str, type[Any]] | None = None,
         note: Callable[..., None] = lambda event, **fields: None,
     ):
         self.settings, self.device, self._logs = settings, resolve_device(settings.device), logs
@@ -261,14 +261,15 @@ class Processes:
         assert self._rollout is not None
         plan, settings = self._rollout, self.settings.rollout
         self._reservations.replace_lost_nodes("rollout", wait=False)
-        actor = remote_process(RolloutWorker, f"{self._logs}/rollout-{index}.log", f"rollout-{index}").options(
+        worker_class = self._worker_classes.get("rollout", RolloutWorker)
+        actor = remote_process(worker_class, f"{self._logs}/rollout-{index}.log", f"rollout-{index}").options(
             max_concurrency=4,
             runtime_env=runtime_env("rollout", self.device, settings.threads),
             **self._reservations.options("rollout", index),
         )
-        handle = actor.remote(settings, self.device)
+        handle = actor.remote(self.settings, self.device)
         transfer = None if plan.load else self.settings.weight_transfer
-        return handle, handle.start.remote(plan.model, self.settings.dtype, plan.max_tokens, transfer)
+        return handle, handle.start.remote(plan.model, plan.max_tokens, transfer)
 
 
 @contextmanager
@@ -277,7 +278,7 @@ def processes(
     uses: list[ModelUse],
     rollout: RolloutPlan | None,
     logs: str,
-    worker_classes: dict[str, type[ModelWorker]] | None = None,
+    worker_classes: dict[str, type[Any]] | None = None,
     on_loss: Callable[[Lost], None] | None = None,
     note: Callable[..., None] = lambda event, **fields: None,
 ) -> Iterator[Processes]:

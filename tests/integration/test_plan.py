@@ -122,7 +122,7 @@ def work_as(role: str, running: Processes) -> int:
 def test_memory_is_as_planned(ray_cluster: None, large: Path, role: str, tmp_path: Path) -> None:
     """Within 10 % of what the process grew by."""
     settings = as_ppo(large)
-    planned = layout(planned_stages(settings)[0], "cpu").footprints[role].peak
+    planned = layout(planned_stages(settings)[0]).footprints[role].peak
     hosted = "reference" if role == "rollout" else role
     spec = ModelSpec(str(large), "logprobs" if hosted in ("actor", "reference") else "scalar", bias=0.0)
     use = ModelUse(hosted, spec, OptimizerSettings() if hosted in ("actor", "critic") else None)  # type: ignore[arg-type]
@@ -198,7 +198,7 @@ def test_seconds_are_as_planned(
     """Within 25 % of the median step; no measured model has one of these shapes."""
     common = {"name": "timed", "run_dir": str(tmp_path / "run"), "total_steps": 10, "tracking": {"wandb": False}}
     settings = build({**config(tmp_path), **common, "cluster": {"device": "cpu"}})
-    planned = step_time(planned_stages(settings)[0], work_of(settings), "cpu", measured_machine)
+    planned = step_time(planned_stages(settings)[0], work_of(settings), measured_machine)
     assert run(settings) == 0
     rows = read_metrics(RunDir(settings.run_dir).metrics_path)[2:]
     measured = median(row["timing_s/step"] for row in rows)

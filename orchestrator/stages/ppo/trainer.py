@@ -129,7 +129,7 @@ class Ppo(TrainingStage):
         from quadriga.data.tokens.chat import end_tokens
 
         settings = self.settings
-        self.dtype = settings.cluster.dtype
+        self.dtype = settings.cluster.on(self.running.device).dtype
         stops = end_tokens(self.tokenizer)
         self.weights = GroupWeights(self.running)
         self.pool = RolloutPool(self.running.fleet, stops, partial(answer_text, self.tokenizer, stops), self.weights)

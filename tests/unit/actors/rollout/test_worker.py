@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from quadriga.actors.rollout.worker import RolloutWorker
-from quadriga.actors.settings import RolloutSettings
+from quadriga.actors.settings import ClusterSettings
 from quadriga.data.errors import Fault
 
 
@@ -31,7 +31,7 @@ class Engine:
 @pytest.fixture
 def worker() -> RolloutWorker:
     """A worker without weights, whose engine is played."""
-    worker, engine = RolloutWorker(RolloutSettings(), "cpu"), Engine()
+    worker, engine = RolloutWorker(ClusterSettings(), "cpu"), Engine()
     worker.loop = SimpleNamespace(engine=engine, call=lambda function: function(engine), add=lambda requests: None)
     return worker
 
