@@ -88,10 +88,9 @@ def host_footprint(member: Member, stage: PlannedStage) -> Footprint:
         moments = backward, {"step": 0 if offloads and cuda else step}
         phases["update"] = max(moments, key=lambda parts: sum(parts.values()))
     if not cuda:
-        # Files are mapped while they are read, and a module's tensors are whole before they are partitioned; so is a
-        # tied head, before it becomes the embedding.
+        # Files are mapped while they are read; a tied head is whole before it becomes the embedding.
         whole_head = shape.embedding if shape.tied and member.head == "logprobs" else 0
-        phases["start"] = {"loading": 4 * parameters + width * (shape.largest + whole_head)}
+        phases["start"] = {"loading": 4 * parameters + width * whole_head}
     held["runtime"] = CUDA_CONTEXT if cuda else TRAINED_RUNTIME if trained else FROZEN_RUNTIME
     if stage.engine and member.role == "actor":
         # Gathered on the device; packed, and copied into the object store, in the host's memory.
