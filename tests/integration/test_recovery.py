@@ -82,11 +82,21 @@ def seconds_between(first: str, second: str) -> float:
 
 
 def gone(pids: list[int]) -> None:
-    """Fails when one of these processes lives on."""
-    deadline = time.monotonic() + 30
-    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+    """Fails when one of these processes lives on, and says in which state. Ray kills a stopped one after 5 s."""
+    deadline = time.monotonic() + 120
+    while left := [state for pid in pids if (state := state_of(pid)) is not None]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
+
+
+def state_of(pid: int) -> str | None:
+    """The name, state, parent and start of a process; None if there is none or it has ended (a zombie)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()
+    return None if fields[0] in "ZX" else f"{text[: text.rindex(')') + 1]} {fields[:2]} started {fields[19]}"
 
 
 KILLED = [
