@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,8 @@ def node(tmp_path: Path) -> Iterator[Node]:
     node = Node(tmp_path)
     yield node
     for process in node.processes():
-        process.kill()
+        with suppress(psutil.NoSuchProcess):  # it may end by itself meanwhile
+            process.kill()
 
 
 def message(client: "subprocess.Popen[str]") -> dict[str, Any]:
