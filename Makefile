@@ -28,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Tests are many small processes: more than one thread each only gets in the way of the others.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: setup demo test unit test-isa slow chaos cluster-test learn lint clean
+.PHONY: setup demo test unit test-isa slow gpu-test chaos cluster-test learn lint clean
 
 setup: $(STAMP)
 
@@ -68,6 +68,10 @@ test-isa: setup
 
 slow: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
+
+# What a GPU alone can show, on as many as there are (one or two); prints seconds and bytes beside the plan's.
+gpu-test: setup
+	$(BIN)/python -m pytest -s tests/gpu
 
 chaos: setup
 	$(TEST_ENV) $(BIN)/python -m pytest -m chaos -s tests/integration

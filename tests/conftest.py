@@ -36,6 +36,10 @@ GROUPS = {
 """File -> the group that one process runs; any other file is a group. These take longest, so they begin first."""
 
 
+WORDS = ["sun", "moon", "star", "tree", "river", "stone", "bird", "fish", "wind", "rain", "red", "blue", "green", "old"]
+"""What the small models' tokenizer has seen."""
+
+
 class FileGroups(LoadScopeScheduling):
     """Distribution of whole groups of files over the processes (`pytest -n 2 --dist loadfile`)."""
 
@@ -54,6 +58,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have the groups begin in the order of `GROUPS`."""
     order = {stem: number for number, stem in enumerate(GROUPS)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(scope="session")
+def made_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 0.1M parameters with a trained tokenizer and random weights."""
+    from quadriga.actors.model.export import save_fresh_model
+    from quadriga.data.tokens.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "policy"
+    tokenizer = train_tokenizer([" ".join(WORDS) + ". What is it? It is so."] * 4, 300)
+    shape = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
+    save_fresh_model(shape, tokenizer, 0, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made_reward(made_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sequence-classification model on the same trunk, with a random head and a shift."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "reward"
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(made_model, num_labels=1, dtype=torch.float32)
+    torch.nn.init.normal_(model.score.weight, std=0.1)
+    model.config.reward_shift = 0.25
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(made_model).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Models small enough to be made on the spot, and runs of every stage on them."""
+"""What tests share that start clusters: runs of every stage on the small models."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -12,47 +12,6 @@ from quadriga.data.rundir import RunDir
 from quadriga.launch.config.load import build
 from quadriga.orchestrator.run import run
 from quadriga.orchestrator.stages.rank import trainer as rank
-
-WORDS = ["sun", "moon", "star", "tree", "river", "stone", "bird", "fish", "wind", "rain", "red", "blue", "green", "old"]
-
-
-@pytest.fixture(scope="session")
-def made_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of 0.1M parameters with a trained tokenizer and random weights."""
-    from quadriga.actors.model.export import save_fresh_model
-    from quadriga.data.tokens.tokenizer import train_tokenizer
-
-    folder = tmp_path_factory.mktemp("models") / "policy"
-    tokenizer = train_tokenizer([" ".join(WORDS) + ". What is it? It is so."] * 4, 300)
-    shape = {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 128,
-        "tie_word_embeddings": True,
-        "initializer_range": 0.2,
-    }
-    save_fresh_model(shape, tokenizer, 0, folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def made_reward(made_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sequence-classification model on the same trunk, with a random head and a shift."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("models") / "reward"
-    torch.manual_seed(1)
-    model = AutoModelForSequenceClassification.from_pretrained(made_model, num_labels=1, dtype=torch.float32)
-    torch.nn.init.normal_(model.score.weight, std=0.1)
-    model.config.reward_shift = 0.25
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(made_model).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
