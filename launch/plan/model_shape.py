@@ -61,8 +61,10 @@ class ModelShape:
 
     def forward_activations(self, width: int) -> int:
         """Return the bytes per token that exist at once in a forward pass without gradient, at a layer's widest."""
-        mlp = 2 * self.hidden + (3 if self.gated else 4) * self.intermediate
-        return max(mlp, 3 * self.hidden + 2 * (self.queries + 2 * self.keys)) * width
+        # The model's function keeps its embeddings, cosines and sines; a layer its input, and each half its normed one.
+        kept = 4 * self.hidden + 2 * self.queries // self.heads
+        mlp, attention = (3 if self.gated else 4) * self.intermediate, 2 * (self.queries + 2 * self.keys)
+        return (kept + max(mlp, attention)) * width
 
 
 def shape_of(config: Any, vocab: int | None = None) -> ModelShape:
