@@ -74,7 +74,9 @@ def test_a_stopped_process_is_named_by_its_missing_heartbeat(start: Callable[[],
 
 
 def test_a_busy_process_is_not_a_silent_one(start: Callable[[], Any]) -> None:
+    """It answers heartbeats while it works; one that is still starting would not."""
     actor = start()
+    wait_all({"actor 0": request_heartbeat(actor)}, "start", 60)
     refs = {"actor 0": actor.nap.remote(5)}
     assert wait_all(refs, "update", 60, {"actor 0": actor}, heartbeat=2) == {"actor 0": "rested"}
 

@@ -102,15 +102,19 @@ class Node:
         """What runs on the node."""
         return [process for process in psutil.process_iter() if environment(process).get("NODE") == self.token]
 
+    def clear(self) -> None:
+        """Kill what runs on the node."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):  # it may end by itself meanwhile
+                process.kill()
+
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     """A node on which nothing runs before and after."""
     node = Node(tmp_path)
     yield node
-    for process in node.processes():
-        with suppress(psutil.NoSuchProcess):  # it may end by itself meanwhile
-            process.kill()
+    node.clear()
 
 
 def message(client: "subprocess.Popen[str]") -> dict[str, Any]:
@@ -210,8 +214,7 @@ def test_each_driver_has_its_own_server(node: Node) -> None:
     try:
         assert other.run("model")["parent"] != first
     finally:
-        for process in other.processes():
-            process.kill()
+        other.clear()
 
 
 @root
