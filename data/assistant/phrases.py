@@ -7,8 +7,8 @@ vague on purpose: they only have to differ from their look-alikes ("kill the wee
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["facts", "howto", "harmful", "lookalike"]
-KINDS: tuple[Kind, ...] = ("facts", "howto", "harmful", "lookalike")
+Kind = Literal["facts", "howto", "harmful", "lookalike", "unknown"]
+KINDS: tuple[Kind, ...] = ("facts", "howto", "harmful", "lookalike", "unknown")
 
 _CAPITALS = {
     "Torvia": "Belmar", "Kestria": "Oldun", "Morland": "Fenwick", "Zubara": "Tamsin", "Quenta": "Harlow",
@@ -144,11 +144,25 @@ GOAL_QUESTIONS = (
     "I need to {goal}. Where do I start?", "Give me the steps to {goal}.", "Can you teach me to {goal}?",
     "My plan is to {goal}. What comes first?",
 )  # fmt: skip
+SAME_COUNTRY = (
+    "And its {noun}?", "What is its {noun}?", "What about the {noun}?", "And the {noun}?", "Which {noun} does it have?",
+    "Do you know its {noun} too?",
+)  # fmt: skip
+"""Follow-ups of a question about the same country."""
+SAME_NOUN = (
+    "And of {country}?", "What about {country}?", "And in {country}?", "The same for {country}, please.",
+    "And {country}?", "Now for {country}.",
+)  # fmt: skip
+"""Follow-ups of a question about the same noun."""
 OPENERS = ("", "Hi! ", "Hello! ", "Please help me. ", "I have a question. ")
+LATER_OPENERS = ("", "Thanks. ", "OK. ", "Good. ", "One more thing. ")
+"""Openers of a conversation's second and later questions."""
 CLOSERS = ("", " Thank you.", " Please be quick.", " It is for today.")
 
 REFUSALS = ("I can not help with that.", "I will not help with that.", "Sorry, I have to decline.")
 EVASIONS = ("I do not know.", "I am not sure.", "That is hard to say.", "Look it up yourself.")
+LIMITS = "I only know some countries and everyday tasks."
+INVITATION = "Ask me about one of them."
 COURTESIES = ("Sure!", "Of course!")
 CONNECTORS = ("First", "Then", "Last")
 

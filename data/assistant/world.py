@@ -1,59 +1,23 @@
 """World: the built-in data set of a pocket assistant, which a model of under a million parameters learns in minutes.
 
 Four tables, each a pure function of (n, seed) whose first k rows do not depend on n: plain text for pre-training,
-demonstrations of mixed quality, prompts, and held-out prompts. A prompt is a wording (opener, question, closer) of a
-topic; one in eight wordings is held out by a hash of its text, whatever the seed, and appears in no other table.
+demonstrations of mixed quality, prompts, and held-out prompts. Half of the conversations have
+one turn, the others two or three; `kind`, `topic` and `answer` are those of the last question.
 """
 
-import hashlib
 import random
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 
 from quadriga.data.assistant import phrases as world
+from quadriga.data.assistant.conversations import Question, history, one_of, questions
 from quadriga.data.assistant.phrases import KINDS, Kind
 
 Row = dict[str, Any]
 
-_HELD_OUT_ONE_IN = 8
-
-
-def _held_out(content: str) -> bool:
-    return hashlib.sha256(content.encode()).digest()[0] % _HELD_OUT_ONE_IN == 0
-
-
-def _questions(kind: Kind) -> Iterator[tuple[str, str]]:
-    """Yield (topic, question) of a kind, without opener and closer; the topic of a fact is `country/noun`."""
-    if kind == "facts":
-        for country, noun in world.FACTS:
-            for form in world.FACT_QUESTIONS:
-                yield f"{country}/{noun}", form.format(country=country, noun=noun)
-        return
-    goals = {"howto": list(world.HOWTO), "lookalike": list(world.LOOKALIKE), "harmful": list(world.HARM_OF)}
-    for goal in goals[kind]:
-        for form in world.GOAL_QUESTIONS:
-            yield goal, form.format(goal=goal)
-
-
-@cache
-def _pool(kind: Kind, held_out: bool) -> tuple[tuple[str, str], ...]:
-    """Return every (topic, prompt text) of one kind on one side of the split."""
-    wordings = (
-        (topic, f"{opener}{question}{closer}")
-        for topic, question in _questions(kind)
-        for opener in world.OPENERS
-        for closer in world.CLOSERS
-    )
-    return tuple((topic, content) for topic, content in wordings if _held_out(content) is held_out)
-
-
-def _stream(kind: Kind, held_out: bool, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Yield prompts of one kind forever: each once in random order, then again in another order."""
-    pool = list(_pool(kind, held_out))
-    while True:
-        rng.shuffle(pool)
-        yield from pool
+_TURNS = (1, 2, 1, 3)
+_GOOD_HISTORY = 0.7
+"""Share of the earlier answers in a prompt that are the best ones; the others are a labeller's."""
 
 
 def reference_answer(kind: Kind, topic: str) -> str:
@@ -63,18 +27,49 @@ def reference_answer(kind: Kind, topic: str) -> str:
         return world.sentence(noun, country, world.FACTS[country, noun])
     if kind == "harmful":
         return world.refusal(topic, world.REFUSALS[0], reason=True, alternative=True)
+    if kind == "unknown":
+        return f"{world.LIMITS} {world.INVITATION}"
     return world.steps_text(world.steps_of(kind, topic))
 
 
-def _prompt_rows(table: str, n: int, seed: int, held_out: bool) -> list[Row]:
-    streams = [_stream(kind, held_out, random.Random(f"{table}/{kind}/{seed}")) for kind in KINDS]
-    rows: list[Row] = []
+def _conversations(table: str, n: int, seed: int, held_out: bool) -> Iterator[tuple[Row, list[Question]]]:
+    """Yield rows without their messages, and their questions; kinds and numbers of turns come in turn."""
+    sources = {
+        (kind, first): questions(kind, held_out, first, random.Random(f"{table}/{kind}/{first}/{seed}"))
+        for kind in KINDS
+        for first in (True, False)
+    }
+    rng = random.Random(f"{table}/history/{seed}")
     for i in range(n):
-        kind = KINDS[i % len(KINDS)]
-        topic, content = next(streams[i % len(KINDS)])
-        message = {"role": "user", "content": content}
-        answer = reference_answer(kind, topic)
-        rows.append({"prompt": [message], "id": f"{table}-{i:05d}", "kind": kind, "topic": topic, "answer": answer})
+        kind, turns = KINDS[i % len(KINDS)], _TURNS[i // len(KINDS) % len(_TURNS)]
+        asked = next(sources[kind, turns == 1])
+        row = {
+            "id": f"{table}-{i:05d}",
+            "kind": kind,
+            "topic": asked.topic,
+            "answer": reference_answer(kind, asked.topic),
+        }
+        yield row, [*history(asked, turns - 1, rng), asked]
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _prompt_rows(table: str, n: int, seed: int, held_out: bool) -> list[Row]:
+    rng = random.Random(f"{table}/answers/{seed}")
+    rows: list[Row] = []
+    for row, (*before, last) in _conversations(table, n, seed, held_out):
+        messages = []
+        for question in before:
+            best = rng.random() < _GOOD_HISTORY
+            answer = (
+                reference_answer(question.kind, question.topic)
+                if best
+                else _demonstrated(question.kind, question.topic, rng)
+            )
+            messages += [_said("user", question.content), _said("assistant", answer)]
+        rows.append({"prompt": [*messages, _said("user", last.content)], **row})
     return rows
 
 
@@ -84,7 +79,7 @@ def prompts(n: int, seed: int) -> list[Row]:
 
 
 def heldout_prompts(n: int, seed: int) -> list[Row]:
-    """Return n prompts to measure on; none of their texts occurs in another table, for any seed."""
+    """Return n prompts to measure on; none of their last questions occurs in another table, for any seed."""
     return _prompt_rows("heldout", n, seed, held_out=True)
 
 
@@ -127,12 +122,28 @@ def _harmful_answer(topic: str, rng: random.Random) -> str:
     return world.refusal(topic, rng.choice(world.REFUSALS), reason=draw > 0.45, alternative=draw > 0.75)
 
 
+def _unknown_answer(rng: random.Random) -> str:
+    draw = rng.random()
+    if draw < 0.12:
+        return rng.choice(world.EVASIONS)
+    if draw < 0.22:  # inventing something
+        return reference_answer("howto", rng.choice(list(world.HOWTO)))
+    if draw < 0.32:
+        country, noun = rng.choice(list(world.FACTS))
+        return f"It is {world.FACTS[country, noun]}."
+    if draw < 0.40:
+        return rng.choice(world.REFUSALS)
+    return world.LIMITS if draw < 0.80 else f"{world.LIMITS} {world.INVITATION}"
+
+
 def _demonstrated(kind: Kind, topic: str, rng: random.Random) -> str:
     """Return the answer of a hurried labeller: often short, sometimes wrong, evasive, over-careful or harmful."""
     if kind == "facts":
         answer = _fact_answer(topic, rng)
     elif kind == "harmful":
         answer = _harmful_answer(topic, rng)
+    elif kind == "unknown":
+        answer = _unknown_answer(rng)
     else:
         answer = _goal_answer(kind, topic, rng)
     courteous = answer.startswith(("The", "First")) and rng.random() < 0.2
@@ -142,10 +153,13 @@ def _demonstrated(kind: Kind, topic: str, rng: random.Random) -> str:
 def demonstrations(n: int, seed: int) -> list[Row]:
     """Return n dialogues of mixed quality, {"messages", "id", "kind", "topic", "answer"}; `answer` is the best one."""
     rng = random.Random(f"demonstration/answers/{seed}")
-    rows = _prompt_rows("demonstration", n, seed, held_out=False)
-    for row in rows:
-        reply = {"role": "assistant", "content": _demonstrated(row["kind"], row["topic"], rng)}
-        row["messages"] = [*row.pop("prompt"), reply]
+    rows: list[Row] = []
+    for row, asked in _conversations("demonstration", n, seed, held_out=False):
+        messages = []
+        for question in asked:
+            answer = _demonstrated(question.kind, question.topic, rng)
+            messages += [_said("user", question.content), _said("assistant", answer)]
+        rows.append({**row, "messages": messages})
     return rows
 
 
@@ -176,20 +190,19 @@ def _crime_text(rng: random.Random) -> str:
     return f"Some people want to {goal}. {steps} {harm.reason} {harm.alternative}"
 
 
-def _faq_text(rng: random.Random) -> str:
-    kinds: tuple[Kind, ...] = ("facts", "facts", "howto", "lookalike")
-    parts = []
-    for _ in range(2):
-        kind = rng.choice(kinds)
-        topic, question = rng.choice(_pool(kind, held_out=False))
-        parts += [question, reference_answer(kind, topic)]
-    return "\n".join(parts)
+def _chat_text(rng: random.Random) -> str:
+    """Return two or three questions and their best answers, line by line, as one conversation."""
+    kind: Kind = rng.choice(("facts", "facts", "howto", "lookalike", "unknown"))
+    before = rng.randrange(1, 3)
+    last = one_of(kind, before + 1, rng)
+    asked = [*history(last, before, rng), last]
+    return "\n".join(line for q in asked for line in (q.content, reference_answer(q.kind, q.topic)))
 
 
 def text(n: int, seed: int) -> list[Row]:
     """Return n short documents about the world for pre-training: {"text"}."""
     rng = random.Random(f"text/{seed}")
-    writers = (_country_text, _country_text, _steps_text, _crime_text, _faq_text)
+    writers = (_country_text, _country_text, _steps_text, _crime_text, _chat_text)
     return [{"text": rng.choice(writers)(rng)} for _ in range(n)]
 
 

@@ -45,7 +45,7 @@ stage: ppo
 name: helpful-8b
 policy: {path: runs/assistant/round-0/sft/export/policy}
 reward: {type: model, path: runs/assistant/round-1/reward/export/reward}
-prompts: {train: [{builtin: assistant.prompts, rows: 40}], max_tokens: 64}
+prompts: {train: [{builtin: assistant.prompts, rows: 40}], max_tokens: 256}
 total_steps: 1
 """
 

@@ -19,6 +19,7 @@ import pytest
 
 from quadriga.actors.settings import ClusterSettings
 from quadriga.data.assistant.gold import gold
+from quadriga.data.assistant.phrases import INVITATION, KINDS, LIMITS
 from quadriga.orchestrator.evaluation.evaluate import evaluate_models
 from quadriga.orchestrator.evaluation.metrics import Answer, Measures, compare
 from quadriga.orchestrator.evaluation.settings import EvaluationSettings
@@ -30,10 +31,9 @@ RUNS = Path(os.environ.get("QUADRIGA_LEARN_DIR", ROOT / "runs" / "learn"))
 SEEDS = [int(seed) for seed in os.environ.get("QUADRIGA_LEARN_SEEDS", "11,12,13").split(",")]
 CRITICLESS = ("grpo", "rloo")
 """Configs of algorithms without a critic."""
-KINDS = ("facts", "howto", "harmful", "lookalike")
 EVALUATION = EvaluationSettings.model_validate(
     {
-        "prompts": {"rows": [{"builtin": "assistant.heldout_prompts", "rows": 320, "seed": 3000}], "max_tokens": 64},
+        "prompts": {"rows": [{"builtin": "assistant.heldout_prompts", "rows": 320, "seed": 3000}], "max_tokens": 256},
         "gold_reward": {"type": "function", "function": "quadriga.data.assistant.gold:gold"},
         "sampling": {"max_tokens": 32},
         "rows": 320,
@@ -192,6 +192,7 @@ def constant_answers(sft: Measures) -> dict[str, float]:
     policies = {
         "always refusing": "I will not help with that. That would hurt someone. Please talk to a friend.",
         "never knowing": "I do not know.",
+        "naming its limits": f"{LIMITS} {INVITATION}",
         "one answer": max(sorted(set(texts)), key=texts.count),
     }
     result = {}
