@@ -41,10 +41,16 @@ def model_path(model: ModelSettings, key: str) -> str:
     return str(Path(model.path).absolute())
 
 
-def check_context(path: str | Path, tokens: int, key: str) -> None:
-    """Raise UserError if a model cannot read sequences of `tokens` tokens; key: the settings that allow them."""
+def context_length(path: str | Path) -> int | None:
+    """Return the longest sequence that a model can read, in tokens; None if its config does not say."""
     config = read_config(path)
     limit = config.get("max_position_embeddings", config.get("n_positions"))
+    return None if limit is None else int(limit)
+
+
+def check_context(path: str | Path, tokens: int, key: str) -> None:
+    """Raise UserError if a model cannot read sequences of `tokens` tokens; key: the settings that allow them."""
+    limit = context_length(path)
     if limit is not None and tokens > limit:
         raise UserError(f"{key} allows sequences of {tokens} tokens, but the context of {path} is {limit}. Lower it.")
 

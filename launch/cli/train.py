@@ -94,11 +94,21 @@ def evaluate(
         str | None, typer.Option(help="The reward model to score with.", show_default="the run's own")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=SEED_LIMIT - 1, help="Seed of the sampling.")] = 0,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="A public suite and its file, instead of the gold reward; may be repeated. NAME: truthfulqa, bbq, "
+            "crows-pairs, refusal, hhh, or module:Class.",
+            show_default=False,
+        ),
+    ] = None,
     to: Annotated[Path | None, typer.Option(help="Write the numbers to this JSON file.", show_default=False)] = None,
 ) -> None:
-    """Measure a model with the gold reward (truthful, harmless, helpful), alone or against another.
+    """Measure a model with the gold reward (truthful, harmless, helpful) or public suites, alone or against another.
 
     Gold and reward-model scores are shown side by side; the win rate has a 95 % interval and counts ties as half.
+    Suites are compared item by item.
 
     Examples:
 
@@ -107,16 +117,31 @@ def evaluate(
       quadriga eval runs/assistant --against runs/assistant/round-0/sft --rows 300
 
       quadriga eval runs/assistant/round-1/ppo/checkpoints/step-10 --temperature 0
-    """
-    from quadriga.orchestrator.evaluation.report import evaluate_run
 
-    numbers = evaluate_run(
-        model, against, rows=rows, temperature=temperature, samples_per_prompt=samples, reward=reward, seed=seed
-    )
+      quadriga eval models/mine --suite truthfulqa=mc_task.json --suite refusal=xstest.csv --against models/theirs
+    """
+    if suite:
+        from quadriga.orchestrator.evaluation.suite_report import evaluate_suites
+
+        numbers = evaluate_suites(model, _named_paths(suite), against, rows=rows, seed=seed)
+    else:
+        from quadriga.orchestrator.evaluation.report import evaluate_run
+
+        numbers = evaluate_run(
+            model, against, rows=rows, temperature=temperature, samples_per_prompt=samples, reward=reward, seed=seed
+        )
     if to is not None:
         from quadriga.data.atomic_files import write_json_atomic
 
         write_json_atomic(to, numbers)
+
+
+def _named_paths(pairs: list[str]) -> dict[str, str]:
+    """Return name -> path of `NAME=PATH` texts."""
+    for pair in pairs:
+        if not all(pair.partition("=")):
+            raise UserError(f"--suite {pair}: give the name of a suite and its file, such as truthfulqa=mc_task.json.")
+    return {name: path for name, _, path in (pair.partition("=") for pair in pairs)}
 
 
 def chat(

@@ -1,5 +1,7 @@
 """Evaluation of models in one rollout engine whose weights are swapped, on the same prompts for all of them."""
 
+import os
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -18,6 +20,7 @@ from quadriga.orchestrator.cluster.processes import ModelUse, Processes, Rollout
 from quadriga.orchestrator.evaluation.metrics import Answer, Evaluation, Measures, best_of, mean_kl, measure
 from quadriga.orchestrator.evaluation.settings import EvaluationSettings
 from quadriga.orchestrator.faults.recovery import Recovery
+from quadriga.orchestrator.model_folders import ResolvedModel
 from quadriga.orchestrator.rewards.base import Reward, RewardContext
 from quadriga.orchestrator.rewards.model import ModelReward
 from quadriga.orchestrator.rollout.answer_text import answer_text
@@ -102,6 +105,13 @@ def evaluate_models(
     return results
 
 
+def logs_folder(target: ResolvedModel) -> Path:
+    """Return a folder for logs: the run's own, or a temporary one where there is no run or it is read-only."""
+    if target.run is not None and os.access(target.run.path, os.W_OK):
+        return target.run.logs_dir / "evaluation"
+    return Path(tempfile.mkdtemp(prefix="quadriga-eval-"))
+
+
 @dataclass(frozen=True)
 class _Evaluator:
     """Processes, prompts and sampling that are the same for every model."""
@@ -158,6 +168,7 @@ class _Evaluator:
                     ended=sample.ended,
                     gold=None if score is None else {**parts, "score": score},
                     reward=reward,
+                    turn=sum(message["role"] == "user" for message in sample.prompt.messages),
                 )
             )
         return measure(answers), samples

@@ -13,13 +13,14 @@ from quadriga.orchestrator.evaluation.statistics import Interval, win_rate
 
 ROUNDING = 1e-9
 """Gold scores closer than this are equal: they differ by rounding only."""
-PARTS = ("score", "truthful", "harmless", "helpful", "refused")
+PARTS = ("score", "truthful", "harmless", "helpful", "refused", "abstained")
 """Parts of a gold score; a function that returns a number gives only `score`."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer with its scores. gold: named parts, `score` among them; None if scoring failed."""
+    """One answer with its scores. turn: of its question in the conversation, from 1. gold: named parts, `score` among
+    them; None if scoring failed."""
 
     prompt: str
     index: int
@@ -29,15 +30,17 @@ class Answer:
     ended: bool
     gold: dict[str, float] | None
     reward: float | None
+    turn: int = 1
 
 
 @dataclass(frozen=True)
 class Measures:
     """Means over the answers that have the value; None if none has.
 
-    score, truthful, harmless, helpful, refused: parts of the gold score. by_kind: kind of prompt -> the same means, and
-    `n`, the number of its scored answers. ended: share of the answers that ended before the limit of tokens. errors:
-    number of answers whose gold scoring failed, which the means of gold scores leave out.
+    score, truthful, harmless, helpful, refused, abstained: parts of the gold score. by_kind: kind of prompt -> the same
+    means, and `n`, the number of its scored answers; by_turn: the same by the turn of the question. ended: share of the
+    answers that ended before the limit of tokens. errors: number of answers whose gold scoring failed, which the means
+    of gold scores leave out.
     """
 
     score: float | None
@@ -45,7 +48,9 @@ class Measures:
     harmless: float | None
     helpful: float | None
     refused: float | None
+    abstained: float | None
     by_kind: dict[str, dict[str, float]]
+    by_turn: dict[str, dict[str, float]]
     reward_score: float | None
     ended: float
     errors: int
@@ -80,11 +85,10 @@ class Evaluation(Measures):
 def measure(answers: Sequence[Answer]) -> Measures:
     """Return the means over answers."""
     scored = [answer.gold for answer in answers if answer.gold is not None]
-    kinds = sorted({answer.kind for answer in answers if answer.kind is not None})
-    of_kind = {kind: [a.gold for a in answers if a.kind == kind and a.gold is not None] for kind in kinds}
     return Measures(
         **{part: _mean(gold[part] for gold in scored if part in gold) for part in PARTS},
-        by_kind={kind: _part_means(golds) | {"n": float(len(golds))} for kind, golds in of_kind.items()},
+        by_kind=_by((answer.kind, answer.gold) for answer in answers if answer.kind is not None),
+        by_turn=_by((str(answer.turn), answer.gold) for answer in answers),
         reward_score=_mean(answer.reward for answer in answers if answer.reward is not None),
         ended=_mean(float(answer.ended) for answer in answers) or 0.0,
         errors=len(answers) - len(scored),
@@ -145,6 +149,14 @@ def _scores(answers: Sequence[Answer]) -> dict[str, list[float]]:
     for answer in answers:
         scores.setdefault(answer.prompt, []).append(answer.gold["score"] if answer.gold else math.nan)
     return scores
+
+
+def _by(golds: Iterable[tuple[str, dict[str, float] | None]]) -> dict[str, dict[str, float]]:
+    """Return the means of each group, and `n`, from (group, gold scores) of every answer."""
+    groups: dict[str, list[dict[str, float]]] = {}
+    for group, gold in golds:
+        groups.setdefault(group, []).extend([gold] if gold is not None else [])
+    return {group: _part_means(own) | {"n": float(len(own))} for group, own in sorted(groups.items())}
 
 
 def _part_means(golds: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,16 @@ from quadriga.actors.settings import ClusterSettings, SamplingSettings
 from quadriga.data.atomic_files import write_json_atomic
 from quadriga.data.rundir import RunDir
 from quadriga.data.settings import Source
-from quadriga.orchestrator.evaluation.evaluate import evaluate_models
+from quadriga.orchestrator.evaluation.evaluate import evaluate_models, logs_folder
 from quadriga.orchestrator.evaluation.metrics import Evaluation, choose_prompts, compare
 from quadriga.orchestrator.evaluation.settings import EvaluationPrompts, EvaluationSettings
 from quadriga.orchestrator.evaluation.statistics import Interval
-from quadriga.orchestrator.model_folders import ResolvedModel, find_model
+from quadriga.orchestrator.model_folders import find_model
 from quadriga.orchestrator.rewards.function import RewardFunctionSettings
 from quadriga.orchestrator.tracking.console import StageProgress, answers_table, make_console, stages_table
 
 ASSISTANT = EvaluationSettings(
-    prompts=EvaluationPrompts(rows=[Source(builtin="assistant.heldout_prompts", rows=320, seed=2000)], max_tokens=64),
+    prompts=EvaluationPrompts(rows=[Source(builtin="assistant.heldout_prompts", rows=320, seed=2000)], max_tokens=256),
     gold_reward=RewardFunctionSettings(type="function", function="quadriga.data.assistant.gold:gold"),
     sampling=SamplingSettings(max_tokens=32),
     rows=320,
@@ -69,7 +67,7 @@ def evaluate_run(
         {t.name: t.folder for t in targets},
         settings,
         targets[0].cluster,
-        _logs(targets[0]),
+        logs_folder(targets[0]),
         reward=find_model(reward, "reward").folder if reward else next((t.reward for t in targets if t.reward), None),
         reference=next((t.reference for t in targets if t.reference), None),
         seed=seed,
@@ -79,7 +77,7 @@ def evaluate_run(
     rates = _win_rates(results, target, against) if against in results and against != target else (None, None)
     console.print(evaluation_table(results))
     if any(result.by_kind for result in results.values()):
-        console.print(kinds_table(results))
+        console.print(kinds_table({name: result.as_dict() for name, result in results.items()}))
     for rate, how in zip(rates, (f"at temperature {settings.sampling.temperature:g}", "greedy"), strict=True):
         if rate is not None:
             console.print(_verdict(target, str(against), how, rate), soft_wrap=True)
@@ -92,19 +90,12 @@ def evaluate_run(
     }
 
 
-def _logs(target: ResolvedModel) -> Path:
-    """Return a folder for logs: in the run, else a temporary one if there is no run or it is read-only."""
-    if target.run is not None and os.access(target.run.path, os.W_OK):
-        return target.run.logs_dir / "evaluation"
-    return Path(tempfile.mkdtemp(prefix="quadriga-eval-"))
-
-
 def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
     """Return a table with one row per model and way of drawing answers."""
     table = Table(title="Gold beside proxy", title_justify="left")
     table.add_column("model", overflow="fold")
     table.add_column("answers")
-    titles = ("truthful", "harmless", "helpful", "gold", "refused", "reward score", "KL", "ended")
+    titles = ("truthful", "harmless", "helpful", "gold", "refused", "abstained", "reward score", "KL", "ended")
     for title in titles:
         table.add_column(title, justify="right")
     for name, result in results.items():
@@ -112,20 +103,29 @@ def evaluation_table(results: Mapping[str, Evaluation]) -> Table:
         for way, m in ways.items():
             if m is not None:
                 kl = result.kl if m is result else None
-                values = (m.truthful, m.harmless, m.helpful, m.score, m.refused, m.reward_score, kl, m.ended)
-                table.add_row(Text(name if m is result else ""), way, *map(_number, values))
+                gold = (m.truthful, m.harmless, m.helpful, m.score, m.refused, m.abstained)
+                values = map(_number, (*gold, m.reward_score, kl, m.ended))
+                table.add_row(Text(name if m is result else ""), way, *values)
     return table
 
 
-def kinds_table(results: Mapping[str, Evaluation]) -> Table:
-    """Return a table of gold scores by kind of prompt, with the share of refusals."""
-    table = Table(title="Gold (refused) by kind of prompt", title_justify="left")
-    table.add_column("kind")
-    for name in results:
+def kinds_table(measures: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return a table of gold scores by kind of prompt and by turn, with the shares of refusals and abstentions.
+
+    measures: model name -> `Measures.as_dict`. Turns are shown where there is more than one.
+    """
+    table = Table(title="Gold by kind of prompt (refused, abstained)", title_justify="left")
+    table.add_column("prompts")
+    for name in measures:
         table.add_column(Text(name), justify="right", overflow="fold")
-    for kind in next(iter(results.values())).by_kind:
-        kinds = [result.by_kind.get(kind, {}) for result in results.values()]
-        table.add_row(Text(kind), *(f"{_number(k.get('score'))} ({_number(k.get('refused'))})" for k in kinds))
+    first = next(iter(measures.values()))
+    turns = [("by_turn", turn, f"turn {turn}") for turn in first["by_turn"]] if len(first["by_turn"]) > 1 else []
+    for group, key, title in [*(("by_kind", kind, kind) for kind in first["by_kind"]), *turns]:
+        if (group, key, title) == next(iter(turns), None):
+            table.add_section()
+        cells = [own[group].get(key, {}) for own in measures.values()]
+        shares = (f"({_number(c.get('refused'))}, {_number(c.get('abstained'))})" for c in cells)
+        table.add_row(Text(title), *(f"{_number(c.get('score'))} {s}" for c, s in zip(cells, shares, strict=True)))
     return table
 
 
@@ -218,6 +218,9 @@ def _show(
     names = [stage["stage"] for stage in result["stages"]]
     base, last = result["base"], names[-1]
     console.print(stages_table(result["stages"]))
+    compared = {name: result["measures"][name] for name in dict.fromkeys((base, last))}
+    if any(measures["by_kind"] for measures in compared.values()):
+        console.print(kinds_table(compared))
     shown = result["answers"]
     columns = {name: [row["answers"][name] for row in shown] for name in dict.fromkeys((base, last))}
     kinds = [row["kind"] or "" for row in shown]

@@ -1,6 +1,7 @@
 """Means, KL, win rates and the choice of prompts, against numbers worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,7 +45,19 @@ def test_means_leave_failed_answers_out() -> None:
         "facts": {"score": 0.5, "truthful": 0.5, "refused": 0.5, "n": 2.0},
         "harmful": {"score": 1.0, "truthful": 1.0, "refused": 1.0, "n": 1.0},
     }
+    assert measures.by_turn["1"]["n"] == 3.0
     assert "answers" not in measures.as_dict()
+
+
+def test_means_by_the_turn_of_the_question() -> None:
+    first, second = answer("a", 0.5, abstained=1.0), replace(answer("b", 0.25, abstained=0.0), turn=2)
+    failed = replace(answer("c", None), turn=2)
+    measures = measure([first, second, failed])
+    assert measures.by_turn == {
+        "1": {"score": 0.5, "abstained": 1.0, "n": 1.0},
+        "2": {"score": 0.25, "abstained": 0.0, "n": 1.0},
+    }
+    assert measures.abstained == 0.5
 
 
 def test_means_without_scores_are_none() -> None:

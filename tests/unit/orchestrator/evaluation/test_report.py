@@ -39,8 +39,16 @@ def made(name: str, score: float) -> Evaluation:
             question=f"What is {n}?",
             text=f"{name} says {n}",
             ended=True,
-            gold={"score": score, "truthful": score, "harmless": 1.0, "helpful": score / 2, "refused": 0.0},
+            gold={
+                "score": score,
+                "truthful": score,
+                "harmless": 1.0,
+                "helpful": score / 2,
+                "refused": 0.0,
+                "abstained": 1.0,
+            },
             reward=10 * score,
+            turn=1 + n // 30,
         )
         for n in range(40)
     ]
@@ -116,6 +124,9 @@ def test_summary_has_the_promised_shape(
         number = row["prompt"].removeprefix("What is ").removesuffix("?")
         assert row["answers"] == {"sft": f"sft says {number}", "ppo": f"ppo says {number}"}
     shown = text(console)
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+    for title in ("harmful", "turn 1", "turn 2"):
+        assert [title, "0.500 (0.000, 1.000)", "0.750 (0.000, 1.000)"] in cells
     assert "ppo wins against sft at the training temperature: 1.000 [0.912, 1.000], n = 40" in shown
     assert "quadriga chat runs/assistant" in shown
     assert "quadriga eval runs/assistant --against runs/assistant/round-0/sft" in shown
@@ -171,9 +182,9 @@ def test_eval_prints_tables_and_returns_the_numbers(
     assert asked.gold_reward.function == "quadriga.data.assistant.gold:gold"
     assert calls[0]["models"] == {name: str(tmp_path / name / "export/policy") for name in (ppo, sft)}
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text(console).splitlines() if "│" in line]
-    assert rows[0] == [ppo, "sampled", "0.750", "1.000", "0.375", "0.750", "0.000", "7.500", "0.250", "1.000"]
-    assert rows[1] == ["", "greedy", "0.750", "1.000", "0.375", "0.750", "0.000", "7.500", "–", "1.000"]
-    assert ["facts", "0.750 (0.000)", "0.500 (0.000)"] in rows
+    assert rows[0] == [ppo, "sampled", "0.750", "1.000", "0.375", "0.750", "0.000", "1.000", "7.500", "0.250", "1.000"]
+    assert rows[1] == ["", "greedy", "0.750", "1.000", "0.375", "0.750", "0.000", "1.000", "7.500", "–", "1.000"]
+    assert ["facts", "0.750 (0.000, 1.000)", "0.500 (0.000, 1.000)"] in rows
 
 
 def test_eval_of_one_model_has_no_win_rate(tmp_path: Path, calls: list[dict[str, Any]]) -> None:
